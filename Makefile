@@ -1,0 +1,48 @@
+# What people run and what CI runs are the same targets. Each makes the environment in .venv if there is none.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast test-slow check bench docs
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Train, distil, compare, register and serve on built-in data, then ask the endpoint two questions
+	$(BIN)/stillhouse run --preset demo --set deploy_target=local
+	$(BIN)/stillhouse predict \
+		"The room was spotless and the staff could not have been kinder." \
+		"I expected to love it, but the soup was cold and nobody cared."
+	@echo
+	@echo "The server is still running. To stop it: $(BIN)/stillhouse serve stop"
+
+test: test-fast test-slow ## Run all tests
+
+test-fast: $(INSTALLED) ## Run the tests that take seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(INSTALLED) ## Run the tests that train, serve or build
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED) ## Check style, types, generated docs and compiled pipelines
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/stillhouse compile --check
+
+bench: $(INSTALLED) ## Measure again what the README claims, one script per claim
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: $(INSTALLED) ## Write the generated docs and the compiled pipelines again
+	$(BIN)/stillhouse compile --output pipelines/compiled/train_and_deploy.yaml
+	$(BIN)/python docs/generate.py
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): the first time, this takes some minutes and 3 GB."
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

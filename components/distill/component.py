@@ -1,0 +1,88 @@
+"""Component `distill`."""
+
+from kfp import dsl
+
+from stillhouse.components.images import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def distill(
+    name: str,
+    layers: str,
+    hard_weight: float,
+    soft_weight: float,
+    cosine_weight: float,
+    temperature: float,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    gradient_accumulation_steps: int,
+    max_length: int,
+    warmup_ratio: float,
+    weight_decay: float,
+    evaluations_per_epoch: int,
+    early_stopping_patience: int,
+    quality_metric: str,
+    precision: str,
+    seed: int,
+    checkpoint_dir: str,
+    code_version: str,
+    dataset: dsl.Input[dsl.Dataset],
+    teacher: dsl.Input[dsl.Model],
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Distil a DistilBERT with part of the teacher's layers from the fine-tuned teacher.
+
+    Args:
+        name: The candidate's role, `student`.
+        layers: Layers of the teacher to copy, counted from 1, such as `2,4,6`; empty takes every second one.
+        hard_weight: Weight of the labels' cross-entropy.
+        soft_weight: Weight of the divergence from the teacher's probabilities.
+        cosine_weight: Weight of one minus the cosine between matched hidden states.
+        temperature: Divisor of the logits before the softmax.
+        epochs: Passes over the training rows.
+        learning_rate: Peak learning rate.
+        batch_size: Rows per optimizer step and device.
+        gradient_accumulation_steps: Batches summed into one optimizer step.
+        max_length: Tokens after which a text is cut.
+        warmup_ratio: Share of the steps over which the learning rate rises.
+        weight_decay: AdamW's decoupled weight decay.
+        evaluations_per_epoch: Evaluations, and checkpoints, per epoch.
+        early_stopping_patience: Evaluations without improvement after which training stops; 0 never stops early.
+        quality_metric: Validation metric that picks the best checkpoint.
+        precision: `auto`, `fp32` or `bf16`.
+        seed: Seed of shuffling, dropout and fresh weights.
+        checkpoint_dir: Where resumable checkpoints are kept, a path or URI; empty keeps none beyond the step.
+        code_version: Of the code behind this step, so that changed code runs again.
+        dataset: What to train on.
+        teacher: The fine-tuned teacher.
+        model: The distilled checkpoint, with `model.json`.
+        metrics: Metrics on the validation split.
+    """
+    from pathlib import Path
+
+    from stillhouse.progress import step
+    from stillhouse.training import DistillationWeights, DistillConfig, steps
+
+    with step(f"distill-{name}") as watch:
+        config = DistillConfig(
+            name=name, layers=layers, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps, max_length=max_length, warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay, evaluations_per_epoch=evaluations_per_epoch,
+            early_stopping_patience=early_stopping_patience, quality_metric=quality_metric, precision=precision,
+            seed=seed, checkpoint_dir=checkpoint_dir, code_version=code_version,
+            weights=DistillationWeights(
+                hard=hard_weight, soft=soft_weight, cosine=cosine_weight, temperature=temperature
+            ),
+        )  # fmt: skip
+        manifest = steps.distill(
+            config,
+            dataset_dir=Path(dataset.path),
+            teacher_dir=Path(teacher.path),
+            output_dir=Path(model.path),
+            step=watch,
+        )
+        for key, value in manifest.metrics.items():
+            metrics.log_metric(key, value)
+        model.metadata.update({"family": manifest.family, "parameters": manifest.parameters, "recipe": manifest.recipe})

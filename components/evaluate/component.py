@@ -1,0 +1,67 @@
+"""Component `evaluate`."""
+
+from kfp import dsl
+
+from stillhouse.components.images import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def evaluate(
+    policy: str,
+    min_retention: float,
+    quality_metric: str,
+    bootstrap_samples: int,
+    seed: int,
+    code_version: str,
+    dataset: dsl.Input[dsl.Dataset],
+    teacher_packages: dsl.Input[dsl.Model],
+    student_packages: dsl.Input[dsl.Model],
+    albert_packages: dsl.Input[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+    report: dsl.Output[dsl.HTML],
+):
+    """Measure every package on the test split, on one machine, and choose one by policy.
+
+    Args:
+        policy: `real-time`, `memory` or `quality`.
+        min_retention: Least share of the FP32 teacher's quality that a candidate must keep.
+        quality_metric: Metric that retention and the policies are computed from.
+        bootstrap_samples: Resamples for the 95% interval.
+        seed: Seed of the resamples and of the texts timed.
+        code_version: Of the code behind this step, so that changed code runs again.
+        dataset: Its test split is what is measured on.
+        teacher_packages: The teacher, packaged.
+        student_packages: The distilled student, packaged.
+        albert_packages: The ALBERT, packaged.
+        evaluation: `evaluation.json` with every figure and the choice, and the plots.
+        metrics: The chosen candidate's figures.
+        confusion: The chosen candidate's confusion matrix.
+        report: The report as one HTML page.
+    """
+    import shutil
+    from pathlib import Path
+
+    from stillhouse.evaluation import evaluate as library
+    from stillhouse.progress import step
+
+    with step("evaluate") as watch:
+        config = library.EvaluateConfig(
+            policy=policy, min_retention=min_retention, quality_metric=quality_metric,
+            bootstrap_samples=bootstrap_samples, seed=seed,
+        )  # fmt: skip
+        output = Path(evaluation.path)
+        manifest = library.evaluate(
+            config,
+            dataset_dir=Path(dataset.path),
+            packages=[Path(p.path) for p in (teacher_packages, student_packages, albert_packages)],
+            output_dir=output,
+            step=watch,
+        )
+        for key, value in library.scalar_metrics(manifest).items():
+            metrics.log_metric(key, value)
+        labels, counts = library.confusion_matrix(manifest)
+        if labels:
+            confusion.log_confusion_matrix(labels, counts)
+        shutil.copyfile(output / "report.html", report.path)

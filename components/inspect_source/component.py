@@ -1,0 +1,93 @@
+"""Component `inspect_source`."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from stillhouse.components.images import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def inspect_source(
+    task: str,
+    data: str,
+    validation_data: str,
+    test_data: str,
+    text_column: str,
+    label_column: str,
+    max_train_rows: int,
+    max_validation_rows: int,
+    max_test_rows: int,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    teacher: str,
+    teacher_epochs: float,
+    teacher_learning_rate: float,
+    albert: str,
+    albert_epochs: float,
+    albert_learning_rate: float,
+    albert_embedding_size: int,
+    student_epochs: float,
+    student_learning_rate: float,
+    distill_layers: str,
+    distill_hard_weight: float,
+    distill_soft_weight: float,
+    distill_cosine_weight: float,
+    distill_temperature: float,
+    batch_size: int,
+    gradient_accumulation_steps: int,
+    max_length: int,
+    warmup_ratio: float,
+    weight_decay: float,
+    evaluations_per_epoch: int,
+    early_stopping_patience: int,
+    precision: str,
+    precisions: str,
+    max_text_bytes: int,
+    max_batch_size: int,
+    fp32_tolerance: float,
+    int8_tolerance: float,
+    policy: str,
+    min_retention: float,
+    quality_metric: str,
+    bootstrap_samples: int,
+    model_name: str,
+    tracking_uri: str,
+    deploy_target: str,
+    grpc_port: int,
+    http_port: int,
+    metrics_port: int,
+) -> NamedTuple(
+    "Inspection",
+    [
+        ("fingerprint", str),
+        ("data_version", str),
+        ("train_version", str),
+        ("package_version", str),
+        ("evaluate_version", str),
+    ],
+):
+    """Check every parameter of the run and read its source through once; never cached.
+
+    All problems are reported at once. The outputs are what makes caching sound: a fingerprint of the source's present
+    content, and the version of the code behind each cached step.
+
+    Args:
+        task: See the pipeline's parameter of that name; so are all others.
+    """
+    parameters = dict(locals())
+
+    from stillhouse.inspection import inspect_run
+    from stillhouse.progress import step
+
+    with step("inspect-source") as watch:
+        found = inspect_run(parameters, step=watch)
+    versions = found.versions
+    return (
+        found.fingerprint,
+        versions["prepare_data"],
+        versions["train"],
+        versions["package"],
+        versions["evaluate"],
+    )

@@ -1,0 +1,54 @@
+"""`python -m stillhouse.pipelines`: what the `stillhouse` command starts, since the library itself knows no kfp.
+
+run      run the main pipeline on this machine
+compile  print the compiled pipeline
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from stillhouse.errors import InputError, StillhouseError
+from stillhouse.pipelines.compiling import compiled_yaml
+from stillhouse.pipelines.local import fail, local_defaults, run_locally
+from stillhouse.pipelines.parameters import arguments_for
+
+
+def main() -> int:
+    """Run one command; the exit code is 0, 2 for bad input, or 1."""
+    parser = argparse.ArgumentParser(prog="python -m stillhouse.pipelines")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("--preset", default="demo")
+    run.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE")
+    run.add_argument("--run-dir", type=Path, required=True)
+    commands.add_parser("compile")
+    options = parser.parse_args()
+    if options.command == "compile":
+        sys.stdout.write(compiled_yaml())
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    home = Path(os.environ.get("STILLHOUSE_HOME") or ".stillhouse").absolute()
+    try:
+        arguments, problems = arguments_for(options.preset, options.settings)
+        if problems:
+            # The run will not start, so check the rest here, to report everything at once.
+            from stillhouse.inspection import inspect_run
+
+            try:
+                inspect_run(local_defaults({"data": "", **arguments}, home))
+            except InputError as error:
+                problems += [p for p in error.problems if p.where not in {q.where for q in problems}]
+            raise InputError(problems)
+        run_locally(arguments, home)
+    except StillhouseError as error:
+        fail(error)
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Run the main pipeline on this machine with kfp.local: the same function that is compiled for a cluster."""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp import local
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from stillhouse.errors import InputError, StillhouseError
+from stillhouse.progress import emit
+from stillhouse.registry import MlflowRegistry
+
+__all__ = ["LocalSteps", "run_locally"]
+
+_CACHE_HIT = re.compile(r"Task (\S+) cache hit")
+
+
+class LocalSteps:
+    """The pipeline's steps, in order of execution, with the ids that their progress events carry.
+
+    Args:
+        spec: the compiled pipeline.
+    """
+
+    def __init__(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
+        self.titles: dict[str, str] = {}
+        """Display name by step id."""
+        self._ids: dict[str, str] = {}
+        for task_name, task in _tasks(spec, spec.root.dag):
+            step_id = _step_id(task)
+            self._ids[task_name] = step_id
+            self.titles[step_id] = task.task_info.name
+
+    def id_of(self, task_name: str) -> str:
+        """The step id of a kfp task."""
+        return self._ids.get(task_name, task_name)
+
+
+def _tasks(
+    spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec
+) -> Iterator[tuple[str, pipeline_spec_pb2.PipelineTaskSpec]]:
+    """Leaf tasks, each after those that it depends on; tasks of an exit handler come before the handler's own."""
+    done: set[str] = set()
+    waiting = dict(dag.tasks.items())
+    while waiting:
+        ready = [name for name, task in waiting.items() if set(task.dependent_tasks) <= done]
+        assert ready, "the pipeline's tasks depend on one another in a circle"
+        for name in sorted(ready, key=_pipeline_order):
+            task = waiting.pop(name)
+            done.add(name)
+            component = spec.components[task.component_ref.name]
+            if component.HasField("dag"):
+                yield from _tasks(spec, component.dag)
+            else:
+                yield name, task
+
+
+def _pipeline_order(task_name: str) -> tuple[int, str]:
+    """kfp numbers the tasks of one component in the order of the pipeline's text."""
+    match = re.search(r"-(\d+)$", task_name)
+    return (int(match[1]) if match else 0, task_name)
+
+
+def _step_id(task: pipeline_spec_pb2.PipelineTaskSpec) -> str:
+    """`finetune-teacher` for the task of component `finetune` whose parameter `name` is the constant `teacher`."""
+    component = task.component_ref.name.removeprefix("comp-")
+    component = re.sub(r"-\d+$", "", component)
+    role = ""
+    if "name" in task.inputs.parameters:  # a map of messages: reading a key that is not there would add it
+        role = task.inputs.parameters["name"].runtime_value.constant.string_value
+    return f"{component}-{role}" if role else component
+
+
+class _CacheHits(logging.Handler):
+    """Turns kfp.local's log line of a cache hit, the only sign it gives, into a progress event."""
+
+    def __init__(self, steps: LocalSteps) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if match := _CACHE_HIT.search(record.getMessage()):
+            emit(self._steps.id_of(match[1]), "cached")
+
+
+def local_defaults(arguments: Mapping[str, Any], home: Path) -> dict[str, Any]:
+    """Fill in what a laptop has no cluster for: MLflow on SQLite, and a folder for checkpoints."""
+    filled = dict(arguments)
+    if not filled["tracking_uri"]:
+        filled["tracking_uri"] = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    if not filled["checkpoint_dir"]:
+        filled["checkpoint_dir"] = str(home / "checkpoints")
+    for name in ("data", "validation_data", "test_data", "teacher", "albert"):
+        # Steps run in the same folder as the command, but their cache must not depend on which folder that is.
+        value = filled[name]
+        if value and "://" not in value:
+            filled[name] = str(Path(value).expanduser().absolute())
+    return filled
+
+
+def run_locally(arguments: Mapping[str, Any], home: Path) -> None:
+    """Run the pipeline to its end; its steps report their progress as events.
+
+    Raises:
+        StillhouseError: a step failed; its own event has said why.
+    """
+    from stillhouse.pipelines.train_and_deploy import train_and_deploy
+
+    steps = LocalSteps(train_and_deploy.pipeline_spec)
+    emit("run", "plan", steps=[{"id": step_id, "title": title} for step_id, title in steps.titles.items()])
+    begin = time.monotonic()
+    filled = local_defaults(arguments, home)
+    if filled["tracking_uri"].startswith("sqlite:"):
+        # Processes that first touch a new database at the same time fail, so it is made before any step.
+        MlflowRegistry(filled["tracking_uri"]).initialise()
+    os.environ["STILLHOUSE_HOME"] = str(home)
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(home / "artifacts"),
+        enable_caching=True,
+        cache_root=str(home / "artifacts" / "cache"),
+    )
+    logging.getLogger().addHandler(_CacheHits(steps))
+    try:
+        train_and_deploy(**filled)
+    except RuntimeError as error:
+        # kfp.local raises RuntimeError for a failed task; anything else is a bug and keeps its traceback.
+        raise StillhouseError(str(error)) from None
+    emit("run", "finished", seconds=round(time.monotonic() - begin, 3))
+
+
+def fail(error: StillhouseError) -> None:
+    """Say how the run ended, for those who watch it."""
+    problems = [vars(p) for p in error.problems] if isinstance(error, InputError) else []
+    emit("run", "failed", message=str(error), problems=problems, exit_code=error.exit_code)

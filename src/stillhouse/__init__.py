@@ -1,0 +1,24 @@
+"""Stillhouse takes labelled text to a small, fast, autoscaled gRPC endpoint."""
+
+__version__ = "0.1.0"
+
+from stillhouse.errors import (
+    InputError,
+    ManifestError,
+    ParityError,
+    Problem,
+    RegistryError,
+    ServingError,
+    StillhouseError,
+)
+
+__all__ = [
+    "InputError",
+    "ManifestError",
+    "ParityError",
+    "Problem",
+    "RegistryError",
+    "ServingError",
+    "StillhouseError",
+    "__version__",
+]

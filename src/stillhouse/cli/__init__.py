@@ -1,0 +1,1 @@
+"""The command line: `stillhouse run`, `compile`, `serve`, `predict`, `models` and `report`."""

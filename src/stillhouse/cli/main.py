@@ -1,0 +1,176 @@
+"""The `stillhouse` command.
+
+    try:
+        from stillhouse.cli.main import main
+        main()
+    except SystemExit as end:
+        end.code    # 0; 2 when the input is at fault, every problem listed; 128 + n when signal n stopped a run; else 1
+
+Commands import what they need when they run, so that `--help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse import StillhouseError, __version__
+from stillhouse.cli.output import print_error
+from stillhouse.cli.serve import app as serve
+
+__all__ = ["app", "main"]
+
+# Plain help: it stays the same between releases of rich, and docs/cli.md is made from it.
+app = typer.Typer(
+    name="stillhouse",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help=(
+        "From labelled text to a small, fast gRPC endpoint: fine-tune, distil, compare, register and serve.\n\n"
+        "State is kept in ./.stillhouse; the environment variable STILLHOUSE_HOME names another folder."
+    ),
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"stillhouse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _stillhouse(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    preset: Annotated[
+        str, typer.Option("--preset", "-p", metavar="NAME", help="Preset that the parameters start from.")
+    ] = "demo",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Give one parameter another value. May be given many times."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole pipeline on this machine.
+
+    Prepares the data, trains a teacher and smaller models, packages and compares them, registers the one that the
+    policy picks, and deploys it. Shows the steps as they go, and at the end the comparison, the choice and why, the
+    registered model version and the endpoint.
+
+    A repeated command reuses every step whose inputs are unchanged, and continues a training that was cut off from
+    its last checkpoint.
+
+    Presets and parameters are listed in docs/parameters.md.
+    """
+    from stillhouse.cli.extras import require
+    from stillhouse.cli.run import run_pipeline
+
+    require("kfp", "local", "`stillhouse run`")
+    raise typer.Exit(run_pipeline(preset, settings or [], as_json=as_json))
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not standard output.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail unless the release carries the same.")
+    ] = False,
+) -> None:
+    """Compile the pipeline for Kubeflow.
+
+    Prints the IR YAML that Kubeflow Pipelines takes. Its parameters are those of `stillhouse run --set`.
+    """
+    from stillhouse.cli.compile import compile_pipeline
+    from stillhouse.cli.extras import require
+
+    require("kfp", "train", "`stillhouse compile`")
+    raise typer.Exit(compile_pipeline(output, check=check))
+
+
+@app.command()
+def predict(
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; without any, lines of standard input.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="gRPC endpoint.  [default: the local server's]", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name of the served model.  [default: the local server's]", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a served model about texts, over gRPC."""
+    from stillhouse.cli.predict import predict as ask
+
+    ask(texts or [], url, model, as_json=as_json)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the registered models, their versions and aliases."""
+    from stillhouse.cli.models import list_models
+
+    list_models(as_json=as_json)
+
+
+@app.command()
+def report(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="Name of a run, or a part of it; without it, the last one evaluated."),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open report.html in the web browser.")] = False,
+    path: Annotated[bool, typer.Option("--path", help="Print the path of report.html and nothing else.")] = False,
+) -> None:
+    """Show a run's comparison again, and its HTML report."""
+    from stillhouse.cli.report import show_report
+
+    show_report(run, open_browser=open_, path_only=path)
+
+
+app.add_typer(serve, name="serve")
+
+
+def main() -> None:
+    """Run the command line and exit.
+
+    Errors that Stillhouse raises on purpose go to standard error without a traceback; any other is a bug, and keeps it.
+    """
+    try:
+        app(prog_name="stillhouse")
+    except StillhouseError as error:
+        print_error(error)
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:
+        # Whoever read standard output has gone, as `head` does. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

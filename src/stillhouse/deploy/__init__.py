@@ -1,0 +1,6 @@
+"""Deploying: a registered version becomes what answers at the endpoint, or everything stays as it was."""
+
+from stillhouse.deploy.config import DeployConfig
+from stillhouse.deploy.local import Endpoint, Registry, deploy_local, deploy_release, fetch_release
+
+__all__ = ["DeployConfig", "Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_release"]

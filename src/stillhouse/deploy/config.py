@@ -1,0 +1,101 @@
+"""What the deploy step is told, and whether it can be done here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stillhouse.errors import Problem
+from stillhouse.serving.repository import name_problems
+from stillhouse.serving.server import server_status
+from stillhouse.serving.triton import Ports, platform_problems
+
+__all__ = ["TARGETS", "DeployConfig", "container_marker"]
+
+TARGETS = ("none", "local", "kubernetes")
+
+
+def _home() -> Path:
+    return Path(os.environ.get("STILLHOUSE_HOME") or ".stillhouse").expanduser().absolute()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployConfig:
+    """Settings of the deploy step."""
+
+    model_name: str
+    """The registered and served name."""
+    version: str
+    """The registered version to deploy, a positive whole number; empty while there is none yet."""
+    tracking_uri: str
+    """MLflow, where the version is registered."""
+    deploy_target: str = "local"
+    """`none`, `local` or `kubernetes`."""
+    grpc_port: int = 8001
+    """The local endpoint's gRPC port, on loopback."""
+    http_port: int = 8000
+    """HTTP port, on loopback; 0 leaves it off."""
+    metrics_port: int = 8002
+    """Port of the Prometheus metrics, on loopback; 0 leaves them off."""
+    home: Path = field(default_factory=_home)
+    """State folder; `STILLHOUSE_HOME`, else `.stillhouse`."""
+
+    @property
+    def ports(self) -> Ports:
+        """The local endpoint's ports."""
+        return Ports(grpc=self.grpc_port, http=self.http_port, metrics=self.metrics_port)
+
+    def problems(self) -> list[Problem]:
+        """Everything that would keep this deployment from being made here, the state of this machine included."""
+        found = name_problems(self.model_name)
+        if self.version and not re.fullmatch(r"[1-9][0-9]{0,17}", self.version):
+            found.append(Problem("version", f"{self.version!r} is not a positive whole number."))
+        if self.deploy_target not in TARGETS:
+            remedy = f"Choose one of: {', '.join(TARGETS)}."
+            return [*found, Problem("deploy_target", f"{self.deploy_target!r} is unknown.", remedy)]
+        if self.deploy_target == "kubernetes":
+            what = "'kubernetes' is not available in this release."
+            found.append(Problem("deploy_target", what, "Choose 'local', or 'none' to register only."))
+        if self.deploy_target == "local":
+            if marker := container_marker():
+                what = f"'local' was asked for inside a container ({marker}): its server would end with the container."
+                found.append(Problem("deploy_target", what, "Choose 'none', and serve from where the model is used."))
+            found += platform_problems()
+            if numbers := self.ports.problems():
+                return [*found, *numbers]
+            # What our own server listens on is free to us: it is stopped before the next one starts.
+            serving = server_status(self.home)
+            ours = serving.ports if serving and serving.status not in ("dead", "failed") else None
+            found += self.ports.taken(except_ports=(ours.grpc, ours.http, ours.metrics) if ours else ())
+        return found
+
+
+# Inode numbers of the namespaces that the kernel makes at boot (include/linux/proc_ns.h).
+_INITIAL_NAMESPACES = {"cgroup": 0xEFFFFFFB, "ipc": 0xEFFFFFFF, "pid": 0xEFFFFFFC, "uts": 0xEFFFFFFE}
+
+
+def container_marker(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> str:
+    """What tells that this process runs in a container; empty if nothing does.
+
+    A marker file alone does not tell: a virtual machine whose disk was made from a container image keeps it. In a
+    container at least one of the process's namespaces is not the kernel's own.
+    """
+    if "KUBERNETES_SERVICE_HOST" in (os.environ if environment is None else environment):
+        return "KUBERNETES_SERVICE_HOST is set"
+    for marker in (".dockerenv", "run/.containerenv"):
+        if (root / marker).exists() and not _in_initial_namespaces(root):
+            return f"there is a /{marker}"
+    return ""
+
+
+def _in_initial_namespaces(root: Path) -> bool:
+    for name, inode in _INITIAL_NAMESPACES.items():
+        try:
+            if str((root / "proc/self/ns" / name).readlink()) != f"{name}:[{inode}]":
+                return False
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,296 @@
+"""Deploys a registered version to this machine's own Triton.
+
+The order of things keeps the previous release safe: the new one is first tried beside it on spare ports, and takes its
+place only when it gave every known answer. If it then fails all the same, the previous one is started again. The alias
+`champion` moves last.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from stillhouse.artifacts import PackageManifest, sha256_file
+from stillhouse.deploy.config import DeployConfig
+from stillhouse.deploy.smoke import KnownAnswer, known_answers, smoke_test
+from stillhouse.errors import InputError, ManifestError, Problem, ServingError, StillhouseError
+from stillhouse.progress import Step
+from stillhouse.serving.repository import set_model_version
+from stillhouse.serving.server import (
+    ServerConfig,
+    ServerStatus,
+    read_status,
+    serving_folder,
+    start_server,
+    stop_folder,
+)
+from stillhouse.serving.triton import LOOPBACK, free_ports
+
+__all__ = ["CHAMPION", "Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_release", "verify_release"]
+
+CHAMPION = "champion"
+_LOCK_SECONDS = 900.0
+
+
+class Registry(Protocol):
+    """What deploying needs of the model registry."""
+
+    def get_alias(self, name: str, alias: str) -> str | None:
+        """The version that an alias points to; None where there is no such alias."""
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point an alias to a version."""
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias."""
+
+    def fetch_package(self, name: str, version: str, destination: Path) -> Path:
+        """Bring a version's package to `destination` and check it. Returns the folder with `package.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a deployed model answers."""
+
+    model: str
+    version: str
+    grpc_url: str
+    """`host:port`."""
+    http_url: str
+    """Empty where HTTP is off."""
+    metrics_url: str
+    """Empty where the metrics are off."""
+    kept: bool = False
+    """The version was being served there already, and was left running."""
+    answers: tuple[KnownAnswer, ...] = ()
+    """What it answered in the smoke test."""
+
+
+def deploy_release(
+    config: DeployConfig, *, registry: Registry, smoke_rows: Sequence[str | Mapping[str, Any]], step: Step | None = None
+) -> dict[str, Any]:
+    """Deploy, and tell it as the run's summary shows it.
+
+    Returns:
+        `model`, `version`, `url` (gRPC, `host:port`), `http_url`, `metrics_url`, `kept`, and `examples`: `text`,
+        `label` and its `probability` of some rows of the smoke test, each label once where there are several.
+
+    Raises:
+        InputError, ServingError: as `deploy_local`.
+    """
+    endpoint = deploy_local(config, registry=registry, smoke_rows=smoke_rows, step=step)
+    first = {answer.label: answer for answer in reversed(endpoint.answers)}
+    chosen = [*first.values(), *(answer for answer in endpoint.answers if answer not in first.values())]
+    return {
+        "model": endpoint.model,
+        "version": endpoint.version,
+        "url": endpoint.grpc_url,
+        "http_url": endpoint.http_url,
+        "metrics_url": endpoint.metrics_url,
+        "kept": endpoint.kept,
+        "examples": [{"text": a.text, "label": a.label, "probability": max(a.probabilities)} for a in chosen[:3]],
+    }
+
+
+def deploy_local(
+    config: DeployConfig, *, registry: Registry, smoke_rows: Sequence[str | Mapping[str, Any]], step: Step | None = None
+) -> Endpoint:
+    """Serve a registered version on this machine, and call it `champion`.
+
+    Args:
+        config: which version, and where.
+        registry: where the version is.
+        smoke_rows: texts of the test split that the server must answer just as the package does; or mappings with
+            `text` and the `label` that the package gave when it was evaluated.
+        step: told how far the work is.
+
+    Raises:
+        InputError: the deployment cannot be made here; nothing was changed.
+        ServingError: the release did not start or answered wrongly. The previous release serves, and the alias is
+            where it was.
+    """
+    problems = config.problems()
+    if not config.version:
+        problems.append(Problem("version", "no version is given.", "Register the model first."))
+    if problems:
+        raise InputError(problems)
+    from filelock import FileLock, Timeout
+
+    folder = serving_folder(config.home)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # One lock for the folder, whatever the model: there is one public server to replace.
+        with FileLock(folder / "deploy.lock", timeout=_LOCK_SECONDS):
+            return _deploy_locked(config, registry, smoke_rows, folder, step or Step("deploy"))
+    except Timeout:
+        raise ServingError(f"another deployment holds {folder / 'deploy.lock'} for {_LOCK_SECONDS:g} s.") from None
+
+
+def _deploy_locked(
+    config: DeployConfig,
+    registry: Registry,
+    smoke_rows: Sequence[str | Mapping[str, Any]],
+    folder: Path,
+    step: Step,
+) -> Endpoint:
+    step.progress(0, 4, "fetch the release")
+    package = fetch_release(registry, config.model_name, config.version, folder / "repository")
+    answers = known_answers(package, smoke_rows)
+    public = ServerConfig(
+        folder=folder, package=package, model=config.model_name, version=config.version, ports=config.ports
+    )
+    endpoint = Endpoint(
+        model=config.model_name,
+        version=config.version,
+        grpc_url=f"{LOOPBACK}:{config.grpc_port}",
+        http_url=f"http://{LOOPBACK}:{config.http_port}" if config.http_port else "",
+        metrics_url=f"http://{LOOPBACK}:{config.metrics_port}/metrics" if config.metrics_port else "",
+        answers=tuple(answers),
+    )
+    previous = read_status(folder)
+    if previous and _serves(previous, public, answers):
+        _move_alias(registry, config)
+        return replace(endpoint, kept=True)
+
+    step.progress(1, 4, "try it on spare ports")
+    _try_beside(public, answers)
+    step.progress(2, 4, "take over the endpoint")
+    try:
+        stop_folder(folder)
+        start_server(public)
+        step.progress(3, 4, "smoke-test")
+        _tested(public, answers)
+        _move_alias(registry, config)
+    except BaseException as error:  # an interrupt too: an endpoint that served before shall serve after
+        stop_folder(folder)
+        if previous and previous.status not in ("dead", "failed"):
+            _bring_back(previous, folder, error)
+        raise
+    _clear_out(package.parent, keep={str(package), previous.package if previous else ""})
+    step.progress(4, 4, "")
+    return endpoint
+
+
+def _serves(status: ServerStatus, wanted: ServerConfig, answers: Sequence[KnownAnswer]) -> bool:
+    """Whether this very release runs on these very ports, and answers as it should."""
+    runs = (status.package, status.model, status.version, status.ports)
+    if status.status != "ready" or runs != (str(wanted.package), wanted.model, wanted.version, wanted.ports):
+        return False
+    try:
+        smoke_test(status.grpc_url, status.model, status.version, answers)
+    except ServingError:
+        return False
+    return True
+
+
+def _try_beside(public: ServerConfig, answers: Sequence[KnownAnswer]) -> None:
+    """Run the release on spare ports, beside whatever serves now, and test it there."""
+    trial = replace(public, folder=public.folder / "candidate", ports=free_ports())
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    stop_folder(trial.folder)
+    try:
+        start_server(trial)
+        _tested(trial, answers)
+    finally:
+        stop_folder(trial.folder)
+
+
+def _tested(server: ServerConfig, answers: Sequence[KnownAnswer]) -> None:
+    """The smoke test, whose failure also tells what the server itself said."""
+    try:
+        smoke_test(f"{LOOPBACK}:{server.ports.grpc}", server.model, server.version, answers)
+    except ServingError as error:
+        status = read_status(server.folder)
+        raise ServingError(str(error), status.log_tail() if status else ()) from None
+
+
+def _bring_back(previous: ServerStatus, folder: Path, error: BaseException) -> None:
+    """Start the previous release again on its ports."""
+    config = ServerConfig(
+        folder=folder,
+        package=Path(previous.package),
+        model=previous.model,
+        version=previous.version,
+        ports=previous.ports,
+    )
+    try:
+        start_server(config)
+    except StillhouseError as second:
+        what = f"{error}\nand the previous release, {previous.model} version {previous.version}, did not come back:"
+        raise ServingError(f"{what} {second}") from error
+
+
+def _move_alias(registry: Registry, config: DeployConfig) -> None:
+    """Point `champion` to the version; where that fails half-way, back to where it was."""
+    before = registry.get_alias(config.model_name, CHAMPION)
+    if before == config.version:
+        return
+    try:
+        registry.set_alias(config.model_name, CHAMPION, config.version)
+    except BaseException:
+        if registry.get_alias(config.model_name, CHAMPION) != before:
+            if before is None:
+                registry.delete_alias(config.model_name, CHAMPION)
+            else:
+                registry.set_alias(config.model_name, CHAMPION, before)
+        raise
+
+
+def fetch_release(registry: Registry, name: str, version: str, repository: Path) -> Path:
+    """Fetch a version, check it, and lay it out to be served as that version.
+
+    Args:
+        registry: where it is.
+        name: registered name, which the package must serve under.
+        version: registered version; Triton's version folders bear it afterwards.
+        repository: where releases are kept. A release's folder is never changed once it is there.
+
+    Returns:
+        The package's folder, `<repository>/<name>/<version>-<start of the manifest's sha256>`: after a registry was
+        made anew, the same number may mean another package.
+
+    Raises:
+        ManifestError: a file is missing or altered, or the package serves another name.
+    """
+    shelf = repository / name
+    shelf.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=shelf) as scratch:
+        fetched = registry.fetch_package(name, version, Path(scratch) / "package")
+        manifest = PackageManifest.load(fetched)
+        if manifest.served_name != name:
+            what = f"serves under the name {manifest.served_name!r}, and is registered as {name!r}."
+            raise ManifestError(str(fetched), what, "Package it again with that model_name.")
+        set_model_version(fetched / "triton", name, version)
+        verify_release(fetched, manifest, version)
+        release = shelf / f"{version}-{sha256_file(fetched / PackageManifest.filename())[:12]}"
+        if release.exists():
+            try:
+                verify_release(release, manifest, version)
+                return release
+            except ManifestError:
+                shutil.rmtree(release)  # altered since it was fetched
+        fetched.rename(release)
+    return release
+
+
+def _clear_out(shelf: Path, *, keep: set[str]) -> None:
+    """Remove all releases of a model but the present and the previous one."""
+    for path in shelf.iterdir():
+        if path.is_dir() and str(path) not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def verify_release(folder: Path, manifest: PackageManifest, version: str) -> None:
+    """As `PackageManifest.verify`, for a package whose version folders were renamed."""
+
+    def renamed(name: str) -> str:
+        parts = name.split("/")  # triton/<model>/<version>/…
+        if len(parts) > 3 and parts[0] == "triton" and parts[2].isdigit():
+            parts[2] = version
+        return "/".join(parts)
+
+    replace(manifest, files={renamed(name): digest for name, digest in manifest.files.items()}).verify(folder)

@@ -1,0 +1,1 @@
+"""Measuring candidates side by side, choosing one by policy, and reporting why."""

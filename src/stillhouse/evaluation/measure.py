@@ -1,0 +1,239 @@
+"""Predictions, latency, throughput and memory of packages, side by side on one machine.
+
+Each candidate lives in a process of its own (`stillhouse.evaluation.worker`), so that its peak memory is its own. All
+processes stay alive, and only one works at a time: the candidates take turns of a few texts, over several rounds, and
+the median over rounds is reported. A slow minute of a shared machine so falls on all of them, and on one round only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.errors import ServingError
+from stillhouse.progress import Step
+
+__all__ = ["BATCH", "ROUNDS", "Measurement", "measure"]
+
+BATCH = 32
+"""Rows per call when throughput is measured and when the test split is predicted."""
+ROUNDS = 3
+"""Rounds of latency and throughput measurements."""
+_TURN = 25
+"""Texts that a candidate answers before the next one takes its turn."""
+_WARM = 3
+"""Calls at the start of a turn that are not counted: the other candidates have just emptied the caches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was measured of one package."""
+
+    probabilities: NDArray[np.float32]
+    """[n, c], in the order of the texts given."""
+    latency_ms: dict[str, float]
+    """`p50`, `p95` and `p99` of one text at a time, tokenising included, in milliseconds."""
+    throughput: float
+    """Rows per second in batches of 32, texts of whatever length they come in."""
+    peak_memory_mb: float
+    """Largest resident size of the whole process, in MB."""
+    model_memory_mb: float
+    """The same less what the process held before the package was loaded: the interpreter and the libraries."""
+    load_seconds: float
+    """Time to load the package."""
+
+
+class _Process:
+    """The parent's end of one worker."""
+
+    def __init__(self, key: str, package: Path, threads: int, folder: Path) -> None:
+        self.key = key
+        self._log = folder / "stderr.log"
+        source = Path(__file__).parents[2]
+        environment = os.environ | {
+            # The worker must import this very stillhouse, however the parent found it.
+            "PYTHONPATH": os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "OMP_NUM_THREADS": str(threads),
+            "RAYON_NUM_THREADS": str(threads),
+        }
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "stillhouse.evaluation.worker",
+                    str(package.resolve()),
+                    "--threads",
+                    str(threads),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                cwd=folder,
+                text=True,
+                encoding="utf-8",
+            )
+
+    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
+        return [*self.follow(do, **fields)][-1]
+
+    def follow(self, do: str, **fields: Any) -> Iterator[dict[str, Any]]:
+        """Send a request and yield its progress replies, then its answer.
+
+        Raises:
+            ServingError: the worker reported an error, or died; with the last lines that it wrote.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
+            self._process.stdin.flush()
+            for line in self._process.stdout:
+                reply: dict[str, Any] = json.loads(line)
+                if "error" in reply:
+                    raise ServingError(f"The packaged model {self.key} failed to {do}: {reply['error']}", self._tail())
+                if "ok" in reply:
+                    yield reply["ok"]
+                    return
+                yield reply
+        except BrokenPipeError:
+            pass
+        code = self._process.wait()
+        ended = f"was killed by signal {-code} (9 often means out of memory)" if code < 0 else f"exited with {code}"
+        raise ServingError(f"The process measuring {self.key} {ended} while asked to {do}.", self._tail())
+
+    def _tail(self) -> list[str]:
+        return self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+
+    def close(self) -> None:
+        """End the worker."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(timeout=10)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+@contextmanager
+def _processes(packages: Mapping[str, Path], threads: int, folder: Path) -> Iterator[list[_Process]]:
+    started: list[_Process] = []
+    try:
+        for index, (key, package) in enumerate(packages.items()):
+            (folder / str(index)).mkdir()
+            started.append(_Process(key, package, threads, folder / str(index)))
+        yield started
+    finally:
+        for process in started:
+            process.close()
+
+
+def _percentiles(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
+    """p50, p95 and p99 in milliseconds: each percentile within a round, then the median over rounds."""
+    values = np.percentile(np.array(rounds) * 1000, [50, 95, 99], axis=1)
+    return {name: float(np.median(row)) for name, row in zip(("p50", "p95", "p99"), values, strict=True)}
+
+
+def _batches(texts: Sequence[str], size: int) -> list[list[str]]:
+    return [list(texts[start : start + size]) for start in range(0, len(texts), size)]
+
+
+def measure(
+    packages: Mapping[str, Path],
+    texts: Sequence[str],
+    *,
+    threads: int,
+    latency_samples: int,
+    throughput_rows: int,
+    seed: int,
+    step: Step,
+) -> dict[str, Measurement]:
+    """Measure every package on the same texts, with the same number of threads.
+
+    Args:
+        packages: package folder by a name for messages.
+        texts: the test split, n texts.
+        threads: threads that one call may use.
+        latency_samples: texts answered one at a time in each round.
+        throughput_rows: rows answered in batches of 32, split over the rounds.
+        seed: seed of the choice of texts to time.
+        step: told how far the work is.
+
+    Raises:
+        ServingError: a package could not be loaded or failed on a text.
+    """
+    count = len(texts)
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    draw = np.random.default_rng(seed).permutation(count)
+    single = [[texts[row]] for row in np.resize(draw, latency_samples)]
+    turns = [single[start : start + _TURN] for start in range(0, latency_samples, _TURN)]
+    # The same rows in every round and for every candidate, as they come: lengths are mixed within a batch.
+    bulk = _batches([texts[row] for row in np.resize(draw[::-1], max(1, throughput_rows // ROUNDS))], BATCH)
+    bulk_rows = sum(len(batch) for batch in bulk)
+    total = len(packages) * (count + ROUNDS * (latency_samples + bulk_rows))
+    done = 0
+
+    with (
+        tempfile.TemporaryDirectory(prefix="stillhouse-evaluate-") as name,
+        _processes(packages, threads, Path(name)) as processes,
+    ):
+        folder = Path(name)
+        loaded = {process.key: process.ask("load") for process in processes}
+        # By length, so that a batch is padded little: closest to the single texts that the endpoint is asked for.
+        listing = folder / "texts.jsonl"
+        with listing.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(texts[row]) + "\n" for row in order)
+        probabilities: dict[str, NDArray[np.float32]] = {}
+        for index, process in enumerate(processes):
+            output = folder / str(index) / "probabilities.npy"
+            asked = {"texts": str(listing), "rows": count, "batch": BATCH, "output": str(output)}
+            for reply in process.follow("predict", **asked):
+                step.progress(done + reply.get("done", count), total, f"predicting with {process.key}")
+            done += count
+            sorted_rows = np.load(output)
+            probabilities[process.key] = np.empty_like(sorted_rows)
+            probabilities[process.key][order] = sorted_rows
+
+        latencies: dict[str, list[list[float]]] = {key: [[] for _ in range(ROUNDS)] for key in packages}
+        rates: dict[str, list[float]] = {key: [] for key in packages}
+        for round_ in range(ROUNDS):
+            # Another one begins each round, so that none always follows the heaviest.
+            shift = round_ % len(processes)
+            queue = processes[shift:] + processes[:shift]
+            for turn in turns:
+                for process in queue:
+                    latencies[process.key][round_] += process.ask("time", batches=turn, warm=_WARM)["seconds"]
+                    done += len(turn)
+                    step.progress(done, total, f"timing {process.key}")
+            for process in queue:
+                seconds = process.ask("time", batches=bulk, warm=1)["seconds"]
+                rates[process.key].append(bulk_rows / sum(seconds))
+                done += bulk_rows
+                step.progress(done, total, f"timing {process.key} in batches")
+        peaks = {process.key: process.ask("memory")["peak_mb"] for process in processes}
+
+    return {
+        key: Measurement(
+            probabilities=probabilities[key],
+            latency_ms=_percentiles(latencies[key]),
+            throughput=float(np.median(rates[key])),
+            peak_memory_mb=peaks[key],
+            model_memory_mb=peaks[key] - loaded[key]["import_mb"],
+            load_seconds=loaded[key]["seconds"],
+        )
+        for key in packages
+    }

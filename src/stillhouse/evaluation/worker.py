@@ -1,0 +1,144 @@
+"""One candidate in a process of its own: `python -m stillhouse.evaluation.worker PACKAGE --threads N`.
+
+The parent writes one JSON request a line to standard input and reads JSON replies from standard output:
+
+    {"do": "load"}                                                        -> {"ok": {"import_mb", "seconds"}}
+    {"do": "predict", "texts": path, "rows": n, "batch": b, "output": path}  -> {"done": rows}…, {"ok": {}}
+    {"do": "time", "batches": [[text, …], …], "warm": k}                   -> {"ok": {"seconds": [one per batch]}}
+    {"do": "memory"}                                                      -> {"ok": {"peak_mb"}}
+
+or `{"error": message}`. It ends when standard input does, so it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+__all__ = ["Worker", "peak_memory_mb"]
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB (10^6 bytes).
+
+    Linux hands the parent's own peak down through fork and exec in `ru_maxrss`, which would show every worker of a
+    1 GB parent at 1 GB or more; `VmHWM` starts afresh with the new program.
+    """
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+class Worker:
+    """Answers requests about one package."""
+
+    def __init__(self, package: Path, threads: int) -> None:
+        self.package = package
+        self.threads = threads
+        self.runtime: Any = None
+
+    def load(self) -> dict[str, float]:
+        """Import the serving libraries, note what they alone take, then load the package."""
+        import onnxruntime  # noqa: F401
+        import tokenizers  # noqa: F401
+
+        from stillhouse.serving.runtime import PackageRuntime
+
+        import_mb = peak_memory_mb()
+        begin = time.perf_counter()
+        self.runtime = PackageRuntime(self.package, threads=self.threads)
+        return {"import_mb": import_mb, "seconds": time.perf_counter() - begin}
+
+    def predict(self, texts: str, rows: int, batch: int, output: str, say: Callable[[dict[str, Any]], None]) -> None:
+        """Predict a file of one JSON string a line, in order, and save the probabilities [rows, c] as `.npy`."""
+        import numpy as np
+
+        result, done = None, 0
+        with open(texts, encoding="utf-8") as file:
+            while block := [json.loads(line) for line in islice(file, batch)]:
+                probabilities = self.runtime.predict(block).probabilities
+                if result is None:
+                    shape = (rows, probabilities.shape[1])
+                    # Mapped, so that the outputs of a large test split do not count as the model's memory.
+                    result = np.lib.format.open_memmap(output, mode="w+", dtype=np.float32, shape=shape)
+                result[done : done + len(block)] = probabilities
+                done += len(block)
+                say({"done": done})
+        if result is not None:
+            result.flush()
+
+    def time(self, batches: list[list[str]], warm: int) -> dict[str, list[float]]:
+        """Seconds that each batch takes, tokenising included, after `warm` calls that are not counted."""
+        for batch in batches[:warm]:
+            self.runtime.predict(batch)
+        seconds = []
+        gc.collect()
+        gc.disable()
+        try:
+            for batch in batches:
+                begin = time.perf_counter()
+                self.runtime.predict(batch)
+                seconds.append(time.perf_counter() - begin)
+        finally:
+            gc.enable()
+        return {"seconds": seconds}
+
+    def answer(self, request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Carry out one request."""
+        what = request.pop("do")
+        if what == "load":
+            return self.load()
+        if what == "predict":
+            self.predict(**request, say=say)
+            return {}
+        if what == "time":
+            return self.time(**request)
+        if what == "memory":
+            return {"peak_mb": peak_memory_mb()}
+        raise ValueError(f"unknown request {what!r}")
+
+
+def _requests(stream: TextIO) -> Iterator[dict[str, Any]]:
+    while line := stream.readline():
+        yield json.loads(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure one package; driven by stillhouse.evaluation.measure.")
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--threads", type=int, required=True)
+    arguments = parser.parse_args()
+    # Whatever a library prints goes to standard error, not between the replies.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(reply: dict[str, Any]) -> None:
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+    worker = Worker(arguments.package, arguments.threads)
+    for request in _requests(sys.stdin):
+        try:
+            say({"ok": worker.answer(request, say)})
+        except Exception as error:  # the parent reports it, with what stands in standard error
+            say({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""From a PyTorch checkpoint to ONNX: export, fold, quantise.
+
+The exported encoder takes `input_ids` and `attention_mask` (INT64 [batch, sequence], both dynamic) and returns
+`probabilities` (FP32 [batch, labels]); the head's softmax is inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.errors import InputError, Problem
+from stillhouse.tasks import Task
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+    from transformers import PreTrainedModel
+
+__all__ = ["UNSUPPORTED_FAMILIES", "export_onnx", "fold_transposed_weights", "quantise_int8"]
+
+OPSET = 18
+UNSUPPORTED_FAMILIES = {"xlnet": "its relative attention does not survive torch.onnx.export"}
+"""Families that cannot be packaged, and why."""
+
+
+def export_onnx(model: PreTrainedModel, task: Task, path: Path) -> None:
+    """Write `model` with the task's probabilities as ONNX with dynamic batch and sequence.
+
+    Raises:
+        InputError: the model's family is known not to export.
+    """
+    import onnx
+    import torch
+
+    family = model.config.model_type
+    if family in UNSUPPORTED_FAMILIES:
+        raise InputError(
+            Problem("checkpoint", f"{family} models cannot be packaged: {UNSUPPORTED_FAMILIES[family]}.",
+                    "Choose another family for serving.")
+        )  # fmt: skip
+
+    class Encoder(torch.nn.Module):
+        """Token ids in, the task's probabilities out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+            return task.probabilities(logits.float())
+
+    # The example must be larger than one in both dimensions, or they are taken for constants.
+    ids = torch.full((2, 16), int(model.config.pad_token_id or 0), dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    batch, sequence = torch.export.Dim("batch", max=1 << 16), torch.export.Dim("sequence", max=_max_sequence(model))
+    model.eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Encoder().eval(),
+            (ids, mask),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["probabilities"],
+            dynamic_shapes={"input_ids": {0: batch, 1: sequence}, "attention_mask": {0: batch, 1: sequence}},
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    fold_transposed_weights(proto)
+    _strip(proto)
+    onnx.save(proto, str(path))
+
+
+def _strip(proto: ModelProto) -> None:
+    """Drop what the exporter notes beside the graph: recorded shapes, which would contradict those of the quantised
+    graph, and stack traces, which hold the paths of this machine and outweigh a small model's weights.
+    """
+    del proto.graph.value_info[:]
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _max_sequence(model: PreTrainedModel) -> int:
+    return int(getattr(model.config, "max_position_embeddings", None) or 512)
+
+
+def fold_transposed_weights(proto: ModelProto) -> int:
+    """Replace each transpose of a weight by the transposed weight, once per weight; return how many nodes went.
+
+    The exporter keeps a weight that several layers share (ALBERT) as one initializer that is transposed at run time in
+    every layer, so that no MatMul has a constant to quantise. Folded, one constant serves all layers. Equal weights are
+    merged too.
+    """
+    from onnx import numpy_helper
+
+    graph = proto.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    folded: dict[tuple[str, tuple[int, ...]], str] = {}
+    renamed: dict[str, str] = {}
+    removed = []
+    for node in graph.node:
+        if node.op_type != "Transpose" or node.input[0] not in weights:
+            continue
+        tensor = weights[node.input[0]]
+        permutation = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
+        order = permutation if permutation is not None else tuple(reversed(range(len(tensor.dims))))
+        key = (tensor.name, order)
+        if key not in folded:
+            folded[key] = f"{tensor.name}.transposed{''.join(map(str, order))}"
+            array = numpy_helper.to_array(tensor).transpose(order)
+            graph.initializer.append(numpy_helper.from_array(array.copy(), folded[key]))
+        renamed[node.output[0]] = folded[key]
+        removed.append(node)
+    for node in removed:
+        graph.node.remove(node)
+    renamed.update(_equal_initializers(graph))
+    assert not {output.name for output in graph.output} & renamed.keys(), "a weight is an output of the graph"
+    used = set()
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            while name in renamed:
+                name = renamed[name]
+            node.input[index] = name
+        used.update(node.input)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+    return len(removed)
+
+
+def _equal_initializers(graph: GraphProto) -> dict[str, str]:
+    """Map each initializer that repeats an earlier one to that one.
+
+    The exporter folds the transposes of small weights by itself, and then stores one copy for each layer.
+    """
+    from onnx.numpy_helper import to_array
+
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    repeated = {}
+    for tensor in graph.initializer:
+        key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(to_array(tensor).tobytes()).digest())
+        if key in first:
+            repeated[tensor.name] = first[key]
+        else:
+            first[key] = tensor.name
+    return repeated
+
+
+def quantise_int8(source: Path, target: Path) -> None:
+    """Write the ONNX model at `source` with its weights in INT8 and activations quantised dynamically, per tensor.
+
+    Embedding tables are quantised too, since they are most of a small model's bytes.
+    """
+    import logging
+
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    previous = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # the quantiser warns of pre-processing that the export has already done
+    try:
+        quantize_dynamic(
+            str(source),
+            str(target),
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            extra_options={"MatMulConstBOnly": True},
+        )
+    finally:
+        logging.root.setLevel(previous)

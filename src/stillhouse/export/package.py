@@ -1,0 +1,161 @@
+"""From a model artifact to packages: one complete Triton model repository per precision, checked against PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.artifacts import DatasetManifest, ModelManifest, PackageManifest, PackagesManifest
+from stillhouse.data.dataset import read_split
+from stillhouse.errors import InputError, ParityError
+from stillhouse.export.config import PackageConfig
+from stillhouse.models import checkpoints
+from stillhouse.progress import Step
+from stillhouse.serving.repository import write_repository
+from stillhouse.serving.runtime import PackageRuntime
+from stillhouse.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["package_model"]
+
+_log = logging.getLogger(__name__)
+
+
+def package_model(
+    config: PackageConfig, *, model_dir: Path, dataset_dir: Path, output_dir: Path, step: Step | None = None
+) -> PackagesManifest:
+    """Export the model artifact in each precision and write `output_dir/<precision>/`, a package each.
+
+    A precision whose outputs stray from PyTorch's by more than its tolerance is refused: it is not written, and the
+    manifest says why.
+
+    Raises:
+        InputError: the settings will not do, or the model's family cannot be exported.
+        ParityError: FP32 itself is outside its tolerance, so the export is wrong.
+    """
+    from stillhouse.export.onnx import export_onnx, quantise_int8
+
+    if problems := config.problems():
+        raise InputError(problems)
+    model_manifest = ModelManifest.load(model_dir)
+    inputs = {"model": ModelManifest.digest(model_dir), "dataset": DatasetManifest.digest(dataset_dir)}
+    task = get_task(model_manifest.task)
+    reference = checkpoints.reference_for(model_dir)
+    head = task.head_config(model_manifest.label_names)
+    model = checkpoints.load_model(reference, "model", task.auto_class, head)
+    model.eval()
+    texts = read_split(dataset_dir, "validation")["text"][: config.parity_rows]
+    expected = _pytorch_probabilities(model, task, model_dir, texts, model_manifest.max_length)
+
+    precisions = config.precision_list()
+    written: list[str] = []
+    refused: dict[str, str] = {}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="stillhouse-export-") as scratch:
+        onnx_paths = {precision: Path(scratch) / f"{precision}.onnx" for precision in precisions}
+        for index, precision in enumerate(precisions):
+            if step:
+                step.progress(index, len(precisions), f"exporting {precision}")
+            if precision == "fp32":
+                export_onnx(model, task, onnx_paths["fp32"])
+            else:
+                quantise_int8(onnx_paths["fp32"], onnx_paths[precision])
+            folder = output_dir / precision
+            write_repository(
+                folder / "triton",
+                served_name=config.served_name,
+                encoder=onnx_paths[precision],
+                tokenizer=model_dir / "tokenizer.json",
+                front_model=task.front_model,
+                outputs=task.outputs(model_manifest.label_names),
+                label_names=model_manifest.label_names,
+                max_length=model_manifest.max_length,
+                max_text_bytes=config.max_text_bytes,
+                max_batch_size=config.max_batch_size,
+            )
+            manifest = PackageManifest(
+                producer="package",
+                inputs=inputs,
+                name=model_manifest.name,
+                served_name=config.served_name,
+                task=task.name,
+                family=model_manifest.family,
+                precision=precision,
+                label_names=model_manifest.label_names,
+                parameters=model_manifest.parameters,
+                max_length=model_manifest.max_length,
+                max_text_bytes=config.max_text_bytes,
+                max_batch_size=config.max_batch_size,
+                parity={},
+                bytes=onnx_paths[precision].stat().st_size,
+            )
+            manifest.save(folder)  # the runtime that measures parity reads it
+            parity, fault = _parity(config, folder, precision, texts, expected)
+            if fault:
+                shutil.rmtree(folder)
+                refused[precision] = fault
+                _log.warning("%s %s refused: %s", model_manifest.name, precision, fault)
+                if precision == "fp32":
+                    raise ParityError(f"{model_manifest.name}, fp32: {fault}")
+                continue
+            dataclasses.replace(manifest, parity=parity).save(folder)
+            written.append(precision)
+        if step:
+            step.progress(len(precisions), len(precisions), "checked against PyTorch")
+    manifest_of_all = PackagesManifest(
+        producer="package", inputs=inputs, name=model_manifest.name, precisions=written, refused=refused
+    )
+    manifest_of_all.save(output_dir)
+    return manifest_of_all
+
+
+def _pytorch_probabilities(
+    model: PreTrainedModel, task: Task, model_dir: Path, texts: list[str], max_length: int
+) -> NDArray[np.float32]:
+    """Probabilities [n, c] by PyTorch and the checkpoint's own transformers tokenizer: the reference for parity."""
+    import torch
+
+    tokenizer = checkpoints.load_tokenizer(checkpoints.reference_for(model_dir), "model")
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(texts), 32):
+            encoded = tokenizer(
+                texts[start : start + 32], padding=True, truncation=True, max_length=max_length, return_tensors="pt",
+                return_token_type_ids=False,
+            )  # fmt: skip
+            rows.append(task.probabilities(model(**encoded).logits.float()).numpy())
+    return np.concatenate(rows)
+
+
+def _parity(
+    config: PackageConfig, folder: Path, precision: str, texts: list[str], expected: NDArray[np.float32]
+) -> tuple[dict[str, float], str]:
+    """Compare the package, run as it is served, with PyTorch; return the figures, and the fault or an empty string."""
+    limit = config.max_text_bytes
+    kept = [index for index, text in enumerate(texts) if len(text.encode()) <= limit]
+    found = PackageRuntime(folder).predict([texts[index] for index in kept]).probabilities
+    wanted = expected[kept]
+    difference = np.abs(found - wanted)
+    exact = precision == "fp32"
+    tolerance = config.fp32_tolerance if exact else config.int8_tolerance
+    measured = float(difference.max() if exact else difference.mean())
+    parity = {
+        "rows": len(kept),
+        "max_difference": float(difference.max()),
+        "mean_difference": float(difference.mean()),
+        "agreement": float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
+        "tolerance": tolerance,
+    }
+    if measured <= tolerance:
+        return parity, ""
+    kind = "largest" if exact else "mean"
+    return parity, f"{kind} difference from PyTorch {measured:.2g} exceeds the tolerance {tolerance:.2g}"

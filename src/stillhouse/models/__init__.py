@@ -1,0 +1,1 @@
+"""Checkpoints, their names, and the surgery that makes small models from large ones."""

@@ -1,0 +1,5 @@
+"""Training objectives as pure functions."""
+
+from stillhouse.objectives.distillation import hard_label_loss, hidden_cosine_loss, soft_target_loss
+
+__all__ = ["hard_label_loss", "hidden_cosine_loss", "soft_target_loss"]

@@ -1,0 +1,180 @@
+"""The served front model of single-sentence classification: text in, probabilities and a label out.
+
+This file is copied as it stands into every package, as `model.py` of the public Triton model, beside `settings.json`
+and `tokenizer.json`. So it imports the standard library, numpy and tokenizers only, and Triton's own module only where
+Triton runs it.
+
+    TEXT            BYTES [n, 1]   UTF-8, at most `max_text_bytes` bytes each
+    PROBABILITIES   FP32  [n, c]   one column per label, rows sum to 1
+    LABEL           BYTES [n, 1]   name of the most probable label
+
+Shapes in this file: n texts, s tokens, c labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+__all__ = ["TextClassifier", "TextError", "TritonPythonModel", "load"]
+
+Encode = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
+"""(token ids [n, s], attention mask [n, s]) to probabilities [n, c]."""
+
+# A sub-batch is closed when padding would take more than this share of its tokens. One more call of the encoder costs
+# about as much as the free tokens, so that a handful of short texts is never split.
+PADDING_SHARE = 0.25
+PADDING_FREE = 64
+
+
+class TextError(ValueError):
+    """A text that the model refuses. The message is meant for the caller."""
+
+
+class TextClassifier:
+    """Tokenises texts, runs the encoder on them in well-packed sub-batches, and names the labels.
+
+    Args:
+        settings: `label_names`, `max_length` (tokens), `max_text_bytes`, `max_batch_size` (rows of one encoder call)
+            and `pad_id`.
+        tokenizer: its truncation and padding are set here.
+        encode: the encoder.
+    """
+
+    def __init__(self, settings: dict[str, Any], tokenizer: Tokenizer, encode: Encode) -> None:
+        self.label_names: list[str] = list(settings["label_names"])
+        self.max_text_bytes = int(settings["max_text_bytes"])
+        self._max_batch_size = int(settings["max_batch_size"])
+        self._pad_id = int(settings["pad_id"])
+        self._encode = encode
+        self._tokenizer = tokenizer
+        tokenizer.enable_truncation(max_length=int(settings["max_length"]))
+        tokenizer.no_padding()
+
+    def decode(self, text: bytes) -> str:
+        """The text as a string.
+
+        Raises:
+            TextError: it is longer than `max_text_bytes`, or not UTF-8.
+        """
+        # The length comes first: it bounds the work that any one text can cause.
+        if len(text) > self.max_text_bytes:
+            raise TextError(f"the text has {len(text)} bytes; the limit of this model is {self.max_text_bytes}")
+        try:
+            return text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TextError(f"the text is not valid UTF-8 (byte {error.start}: {error.reason})") from None
+
+    def __call__(self, texts: Sequence[bytes]) -> tuple[NDArray[np.float32], list[str]]:
+        """Classify texts.
+
+        Returns:
+            Probabilities [n, c], and n label names, in the order of the texts.
+
+        Raises:
+            TextError: for the first text that is refused; nothing was encoded then.
+        """
+        return self.classify([self.decode(text) for text in texts])
+
+    def classify(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], list[str]]:
+        """As `__call__`, for texts that `decode` returned."""
+        probabilities = np.zeros((len(texts), len(self.label_names)), dtype=np.float32)
+        if texts:
+            # One call for all: the Rust side works on the texts in parallel.
+            tokens = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+            for rows in self._sub_batches([len(ids) for ids in tokens]):
+                width = max(1, max(len(tokens[row]) for row in rows))
+                ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
+                mask = np.zeros((len(rows), width), dtype=np.int64)
+                for index, row in enumerate(rows):
+                    ids[index, : len(tokens[row])] = tokens[row]
+                    mask[index, : len(tokens[row])] = 1
+                probabilities[rows] = self._encode(ids, mask)
+        return probabilities, [self.label_names[index] for index in probabilities.argmax(axis=1)]
+
+    def _sub_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Row numbers of each encoder call, rows of like length together."""
+        rows: list[int] = []
+        used = 0
+        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+            total = (len(rows) + 1) * lengths[row]
+            padding = total - used - lengths[row]
+            if rows and (len(rows) == self._max_batch_size or padding > max(PADDING_FREE, PADDING_SHARE * total)):
+                yield rows
+                rows, used = [], 0
+            rows.append(row)
+            used += lengths[row]
+        if rows:
+            yield rows
+
+
+def load(folder: Path, encode: Encode) -> TextClassifier:
+    """The classifier of a model folder, which holds `settings.json` and `tokenizer.json`."""
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    return TextClassifier(settings, Tokenizer.from_file(str(folder / "tokenizer.json")), encode)
+
+
+class TritonPythonModel:
+    """What Triton's Python backend runs. One call of `execute` is one dynamic batch of many requests."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the settings and the tokenizer from the folder of this version."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._encoder = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["encoder"]
+        self._classifier = load(folder, self._encode)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Classify the texts of all requests together, and answer each request on its own."""
+        import triton_python_backend_utils as pb_utils
+
+        texts: list[str] = []
+        places: list[slice | Any] = []  # where the request's texts stand in `texts`, or its error
+        for request in requests:
+            try:
+                tensor = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy()
+                decoded = [self._classifier.decode(text) for text in tensor.reshape(-1).tolist()]
+            except TextError as error:
+                places.append(pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+            except Exception as error:  # a tensor that cannot be read must not fail its neighbours
+                message = f"TEXT cannot be read: {error}"
+                places.append(pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+            else:
+                places.append(slice(len(texts), len(texts) + len(decoded)))
+                texts.extend(decoded)
+        try:
+            probabilities, labels = self._classifier.classify(texts)
+        except Exception as error:
+            failure = pb_utils.TritonError(f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL)
+            return [
+                pb_utils.InferenceResponse(error=failure if isinstance(place, slice) else place) for place in places
+            ]
+        responses = []
+        for place in places:
+            if not isinstance(place, slice):
+                responses.append(pb_utils.InferenceResponse(error=place))
+                continue
+            names = np.array([[label.encode()] for label in labels[place]], dtype=np.object_)
+            outputs = [pb_utils.Tensor("PROBABILITIES", probabilities[place]), pb_utils.Tensor("LABEL", names)]
+            responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
+        return responses
+
+    def _encode(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run the encoder model inside this server."""
+        import triton_python_backend_utils as pb_utils
+
+        response = pb_utils.InferenceRequest(
+            model_name=self._encoder,
+            requested_output_names=["probabilities"],
+            inputs=[pb_utils.Tensor("input_ids", ids), pb_utils.Tensor("attention_mask", mask)],
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        ).exec()
+        if response.has_error():
+            raise RuntimeError(response.error().message())
+        # Copied: the tensor's memory is shared with the server, and goes with the response.
+        return np.array(pb_utils.get_output_tensor_by_name(response, "probabilities").as_numpy(), dtype=np.float32)

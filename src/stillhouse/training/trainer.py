@@ -1,0 +1,207 @@
+"""The trainer: `transformers.Trainer` with the project's losses, progress and checkpoints.
+
+Everything else that training needs (the loop, gradient accumulation, bf16, data-parallel runs under torchrun, resuming)
+is the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from stillhouse.objectives import hidden_cosine_loss
+from stillhouse.progress import Step
+from stillhouse.tasks import Task
+from stillhouse.training.checkpoints import CheckpointStore
+from stillhouse.training.config import DistillationWeights, TrainConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+__all__ = ["Distillation", "TaskTrainer", "train"]
+
+_log = logging.getLogger(__name__)
+
+
+class Distillation:
+    """A frozen teacher, the loss weights, and which hidden states are matched.
+
+    Args:
+        teacher: eval-mode model whose tokenizer the student shares.
+        weights: of the three terms.
+        teacher_layers: for each layer of the student, the teacher's layer (counted from 1) that it is to follow.
+    """
+
+    def __init__(self, teacher: PreTrainedModel, weights: DistillationWeights, teacher_layers: Sequence[int]) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.weights = weights
+        self.teacher_layers = tuple(teacher_layers)
+
+    def loss(self, task: Task, student: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """Weighted sum of the three terms, from the student's logits [b, c] and hidden states [b, s, h] per layer."""
+        weights = self.weights
+        total = torch.zeros((), device=student.logits.device)
+        if weights.hard:
+            total = total + weights.hard * task.loss(student.logits, labels)
+        if weights.soft or weights.cosine:
+            if self.teacher.device != student.logits.device:
+                self.teacher.to(student.logits.device)
+            with torch.no_grad():
+                teacher = self.teacher(**inputs, output_hidden_states=bool(weights.cosine))
+            if weights.soft:
+                total = total + weights.soft * task.distillation_loss(
+                    student.logits, teacher.logits, weights.temperature
+                )
+            if weights.cosine:
+                # hidden_states[0] is the embedding output, hidden_states[i] the output of layer i.
+                pairs = zip(student.hidden_states[1:], self.teacher_layers, strict=True)
+                terms = [
+                    hidden_cosine_loss(hidden, teacher.hidden_states[layer], inputs["attention_mask"])
+                    for hidden, layer in pairs
+                ]
+                total = total + weights.cosine * torch.stack(terms).mean()
+        return total
+
+
+class TaskTrainer(Trainer):
+    """Trains on the task's loss, or on the distillation loss where a `Distillation` is given."""
+
+    def __init__(self, *args: Any, task: Task, distillation: Distillation | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._task = task
+        self._distillation = distillation
+        # Each term is a mean over the micro-batch, so the Trainer must divide by the accumulation steps itself.
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        distillation = self._distillation if model.training else None
+        outputs = model(**inputs, output_hidden_states=bool(distillation and distillation.weights.cosine))
+        loss = (
+            distillation.loss(self._task, outputs, inputs, labels)
+            if distillation
+            else self._task.loss(outputs.logits, labels)
+        )
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+
+class _Watch(TrainerCallback):
+    """Reports progress, and mirrors checkpoints to the store's remote."""
+
+    def __init__(self, step: Step | None, store: CheckpointStore) -> None:
+        self._step = step
+        self._store = store
+        self._note = ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._step and state.is_world_process_zero:
+            self._step.progress(state.global_step, state.max_steps, self._note)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        name = args.metric_for_best_model
+        if metrics and f"eval_{name}" in metrics:
+            self._note = f"validation {name} {metrics[f'eval_{name}']:.3f}"
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._store.push()
+
+
+def train(
+    config: TrainConfig,
+    *,
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    train_rows: Dataset,
+    validation_rows: Dataset,
+    store: CheckpointStore,
+    distillation: Distillation | None = None,
+    step: Step | None = None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Train `model` in place, from the store's latest checkpoint if there is one, and leave it at its best evaluation.
+
+    Args:
+        train_rows: encoded rows with `input_ids`, `labels` and `length`.
+        validation_rows: the same.
+
+    Returns:
+        The best model's metrics on the validation rows, and the history of losses and evaluations by step.
+    """
+    from transformers import DataCollatorWithPadding
+
+    steps_per_epoch = math.ceil(len(train_rows) / (config.batch_size * config.gradient_accumulation_steps))
+    interval = max(1, math.ceil(steps_per_epoch / config.evaluations_per_epoch))
+    on_gpu = torch.cuda.is_available()
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    arguments = TrainingArguments(
+        output_dir=str(store.folder),
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=64,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=config.quality_metric,
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=max(1, interval // 5),
+        bf16=bf16,
+        seed=config.seed,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=True,
+        label_names=["labels"],
+        dataloader_pin_memory=on_gpu,
+    )
+    callbacks: list[TrainerCallback] = [_Watch(step, store)]
+    if config.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience))
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        logits = torch.from_numpy(np.asarray(prediction.predictions))
+        return task.metrics(task.probabilities(logits).numpy(), np.asarray(prediction.label_ids))
+
+    trainer = TaskTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if on_gpu else None),
+        compute_metrics=compute_metrics,
+        callbacks=callbacks,
+        task=task,
+        distillation=distillation,
+    )
+    resume = store.latest()
+    if resume:
+        _log.info("continuing from %s", resume)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    metrics = trainer.evaluate()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    return {k.removeprefix("eval_"): float(v) for k, v in metrics.items() if _is_quality(k)}, history
+
+
+def _is_quality(name: str) -> bool:
+    return not name.endswith(("_runtime", "_per_second", "epoch"))

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from leftovers import remains
+from tiny_package import build_package
+
+from stillhouse.cli.serve import newest_champion
+from stillhouse.errors import InputError
+from stillhouse.serving.grpc import predict_texts
+from stillhouse.serving.server import read_status, server_status, serving_folder, stop_server
+from stillhouse.serving.triton import LOOPBACK, free_ports
+
+
+@pytest.fixture
+def ports():
+    return free_ports()
+
+
+@pytest.fixture
+def options(ports):
+    return ["--grpc-port", str(ports.grpc), "--http-port", str(ports.http), "--metrics-port", str(ports.metrics)]
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs `stillhouse` with a state folder of its own."""
+    environment = {**os.environ, "STILLHOUSE_HOME": str(tmp_path / "home")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "stillhouse.cli.main", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    run.environment = environment
+    yield run
+    stop_server(tmp_path / "home")
+    assert remains(serving_folder(tmp_path / "home")) == []
+
+
+def test_serve_a_package_folder(command, options, ports, tmp_path):
+    package = build_package(tmp_path / "package")
+    done = command("serve", str(package), *options)
+    assert done.returncode == 0, done.stderr
+    assert f"Serving reviews version 1 at gRPC 127.0.0.1:{ports.grpc}" in done.stdout
+
+    status = command("serve", "status", "--json")
+    assert status.returncode == 0
+    body = json.loads(status.stdout)
+    assert (body["model"], body["version"], body["status"], body["answers"]) == ("reviews", "1", "ready", True)
+    assert body["ports"] == {"grpc": ports.grpc, "http": ports.http, "metrics": ports.metrics}
+    assert re.search(r"status +ready, answers", command("serve", "status").stdout)
+
+    answer = command("predict", "--json", "the film was good")
+    assert json.loads(answer.stdout)[0]["model_version"] == "1"
+
+    # Served again on the same ports: those of our own server are no hindrance.
+    before = server_status(tmp_path / "home").pid
+    again = command("serve", "start", str(package), *options)
+    assert again.returncode == 0, again.stderr
+    assert server_status(tmp_path / "home").pid != before
+
+    stopped = command("serve", "stop")
+    assert (stopped.returncode, stopped.stdout) == (0, "Stopped reviews version 1.\n")
+    assert command("serve", "stop").stdout == "no server runs.\n"
+    nothing = command("serve", "status", "--json")
+    assert nothing.returncode == 1
+    assert json.loads(nothing.stdout) == {"status": "stopped", "answers": False}
+
+
+def test_foreground_ends_with_its_signal(command, options, ports, tmp_path):
+    package = build_package(tmp_path / "package")
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stillhouse.cli.main", "serve", str(package), "--foreground", *options],
+            env=command.environment,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        folder = serving_folder(tmp_path / "home")
+        deadline = time.monotonic() + 60
+        while not ((status := read_status(folder)) and status.status == "ready"):
+            assert process.poll() is None, (tmp_path / "output").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert status.pid == process.pid
+        assert predict_texts(status.grpc_url, "reviews", ["good"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert read_status(folder) is None
+
+
+def test_port_taken_exits_with_2_and_keeps_what_is_served(command, options, ports, tmp_path):
+    package = build_package(tmp_path / "package")
+    assert command("serve", str(package), *options).returncode == 0
+    with socket.socket() as holder:
+        holder.bind((LOOPBACK, 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = command("serve", str(package), "--grpc-port", str(port), "--http-port", "0", "--metrics-port", "0")
+    assert done.returncode == 2
+    assert "grpc_port" in done.stderr
+    assert f"127.0.0.1:{port} is taken" in done.stderr
+    assert predict_texts(f"127.0.0.1:{ports.grpc}", "reviews", ["good"])
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("nowhere", "neither a registered model nor a folder"),
+        ("models:/reviews", "names no version"),
+        (None, "no registered model is called champion"),
+    ],
+)
+def test_what_cannot_be_served(command, options, tmp_path, uri, says):
+    done = command("serve", *([uri] if uri else []), *options)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert not (tmp_path / "home" / "mlflow.db").exists()
+
+
+def test_altered_package_folder_is_refused(command, options, tmp_path):
+    package = build_package(tmp_path / "package")
+    (package / "triton" / "reviews" / "1" / "model.py").write_text("raise SystemExit")
+    done = command("serve", str(package), *options)
+    assert done.returncode == 2
+    assert "model.py was altered" in done.stderr
+
+
+def test_newest_champion():
+    rows = [
+        {"name": "a", "version": "3", "aliases": ["champion"], "created": "2026-01-02T00:00:00+00:00"},
+        {"name": "a", "version": "4", "aliases": ["challenger"], "created": "2026-01-09T00:00:00+00:00"},
+        {"name": "b", "version": "1", "aliases": ["best", "champion"], "created": "2026-01-03T00:00:00+00:00"},
+    ]
+    assert newest_champion(rows) == ("b", "1")
+    with pytest.raises(InputError, match="champion"):
+        newest_champion(rows[1:2])

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from folder_registry import FolderRegistry
+from leftovers import remains
+from tiny_package import TEXTS, build_package
+
+from stillhouse.artifacts import PackageManifest
+from stillhouse.deploy import DeployConfig, deploy_local, deploy_release
+from stillhouse.deploy import config as deploy_config
+from stillhouse.errors import RegistryError, ServingError
+from stillhouse.serving.grpc import predict_texts
+from stillhouse.serving.runtime import PackageRuntime
+from stillhouse.serving.server import server_status, serving_folder, stop_server
+from stillhouse.serving.triton import free_ports
+
+
+@pytest.fixture(autouse=True)
+def outside_of_containers(monkeypatch):
+    """These tests may run in a container: their servers are stopped before it ends."""
+    monkeypatch.setattr(deploy_config, "container_marker", lambda: "")
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packages")
+    found = {version: build_package(root / version, seed=int(version)) for version in ("1", "2", "3")}
+    # Version 3 answers rightly in this process, and wrongly under Triton.
+    front = found["3"] / "triton" / "reviews" / "1" / "model.py"
+    source = front.read_text()
+    wrong = source.replace('"PROBABILITIES", probabilities[place])', '"PROBABILITIES", probabilities[place][:, ::-1])')
+    assert wrong != source
+    front.write_text(wrong)
+    PackageManifest.load(found["3"]).save(found["3"])
+    return found
+
+
+@pytest.fixture
+def registry(packages):
+    return FolderRegistry(packages)
+
+
+@pytest.fixture
+def config(tmp_path):
+    ports = free_ports()
+    yield DeployConfig(
+        model_name="reviews",
+        version="1",
+        tracking_uri="",
+        grpc_port=ports.grpc,
+        http_port=ports.http,
+        metrics_port=ports.metrics,
+        home=tmp_path,
+    )
+    stop_server(tmp_path)
+    assert remains(serving_folder(tmp_path)) == []
+    assert remains(serving_folder(tmp_path) / "candidate") == []
+
+
+def champion(registry):
+    return registry.get_alias("reviews", "champion")
+
+
+def served_version(config):
+    rows = predict_texts(f"127.0.0.1:{config.grpc_port}", "reviews", TEXTS)
+    (version,) = {row["model_version"] for row in rows}
+    return version
+
+
+def test_from_release_to_release(registry, packages, config):
+    first = deploy_release(config, registry=registry, smoke_rows=TEXTS)
+    assert (first["version"], first["url"], first["kept"]) == ("1", f"127.0.0.1:{config.grpc_port}", False)
+    assert len({example["label"] for example in first["examples"]}) > 1
+    assert champion(registry) == "1"
+    assert served_version(config) == "1"
+    before = server_status(config.home)
+
+    # The same version once more: left running, tested all the same.
+    again = deploy_local(config, registry=registry, smoke_rows=TEXTS)
+    assert again.kept
+    assert server_status(config.home) == before
+
+    # Another version takes over the same ports.
+    second = dataclasses.replace(config, version="2")
+    assert not deploy_local(second, registry=registry, smoke_rows=TEXTS).kept
+    assert champion(registry) == "2"
+    assert served_version(second) == "2"
+    known = PackageRuntime(packages["2"]).predict(TEXTS)
+    assert [row["LABEL"] for row in predict_texts(f"127.0.0.1:{config.grpc_port}", "reviews", TEXTS)] == known.labels
+
+    # One that fails its test on spare ports: the one that serves is not even touched.
+    before = server_status(config.home)
+    with pytest.raises(ServingError, match=r"version 3 failed the smoke test on \d of 8 rows"):
+        deploy_local(dataclasses.replace(config, version="3"), registry=registry, smoke_rows=TEXTS)
+    assert champion(registry) == "2"
+    assert served_version(config) == "2"
+    assert server_status(config.home) == before
+
+
+def test_failure_after_the_switch_brings_the_previous_release_back(registry, config):
+    deploy_local(config, registry=registry, smoke_rows=TEXTS)
+    first = server_status(config.home)
+    registry.refuse_alias = True
+    with pytest.raises(RegistryError, match="out of order"):
+        deploy_local(dataclasses.replace(config, version="2"), registry=registry, smoke_rows=TEXTS)
+    assert champion(registry) == "1"
+    assert served_version(config) == "1"
+    back = server_status(config.home)
+    assert (back.package, back.ports) == (first.package, first.ports)
+    assert back.pid != first.pid  # or the switch was never made
+
+
+def test_first_release_that_fails_leaves_nothing(registry, config):
+    registry.packages = {"1": registry.packages["3"]}
+    with pytest.raises(ServingError, match="failed the smoke test"):
+        deploy_local(config, registry=registry, smoke_rows=TEXTS)
+    assert champion(registry) is None
+    assert server_status(config.home) is None
+
+
+def test_release_that_does_not_load_tells_the_servers_own_lines(registry, config, tmp_path):
+    broken = build_package(tmp_path / "broken")
+    pbtxt = broken / "triton" / "reviews" / "config.pbtxt"
+    pbtxt.write_text(pbtxt.read_text().replace('backend: "python"', 'backend: "pythagoras"'))
+    PackageManifest.load(broken).save(broken)
+    registry.packages = {"1": broken}
+    with pytest.raises(ServingError, match="did not come up") as caught:
+        deploy_local(config, registry=registry, smoke_rows=TEXTS)
+    assert any("pythagoras" in line for line in caught.value.log_tail)
+    assert champion(registry) is None
+
+
+def test_old_releases_are_cleared_out(registry, config):
+    registry.packages = {str(n): registry.packages["1" if n % 2 else "2"] for n in range(1, 4)}
+    for version in registry.packages:
+        deploy_local(dataclasses.replace(config, version=version), registry=registry, smoke_rows=TEXTS[:2])
+    shelf = Path(server_status(config.home).package).parent
+    assert sorted(path.name.split("-")[0] for path in shelf.iterdir()) == ["2", "3"]

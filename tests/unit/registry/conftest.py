@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.progress import Step
+from stillhouse.registry import MlflowRegistry, RegisterConfig, RegisteredVersion
+
+# The artifacts that the evaluation's tests make.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
+
+from tiny_artifacts import SERVED, evaluate_tiny, write_all, write_model
+
+SOURCE = Path(__file__).resolve().parents[3] / "src"
+INITIALISE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from stillhouse.registry import MlflowRegistry
+MlflowRegistry(sys.argv[1]).initialise()
+"""
+
+
+@dataclass
+class Store:
+    """A registry of its own, and all that is registered in it."""
+
+    root: Path
+    paths: dict[str, Path]
+    models: list[Path]
+    evaluation: Path
+    name: str = SERVED
+    uri: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uri = f"sqlite:///{self.root}/state/mlflow.db"
+        self.registry = MlflowRegistry(self.uri)
+
+    def register(self, **overrides: Any) -> RegisteredVersion:
+        settings = {"model_name": self.name, "tracking_uri": self.uri, "parameters": {"data": "demo://reviews"}}
+        arguments: dict[str, Any] = {
+            "dataset_dir": self.paths["dataset"],
+            "packages": [self.paths[name] for name in ("teacher", "student", "albert")],
+            "models": self.models,
+            "evaluation_dir": self.evaluation,
+        }
+        arguments |= {key: overrides.pop(key) for key in list(overrides) if key in arguments}
+        config = RegisterConfig(**(settings | overrides))
+        return self.registry.register(config, **arguments, step=Step("register"))
+
+
+@pytest.fixture(scope="session")
+def made_at_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
+    """A new database that three processes initialised at once, and how each ended."""
+    database = tmp_path_factory.mktemp("database") / "not" / "there" / "mlflow.db"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", INITIALISE, f"sqlite:///{database}", str(SOURCE)],
+            cwd=tmp_path_factory.mktemp("elsewhere"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    return database, [(process.wait(), process.communicate()[1]) for process in processes]
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], list[Path], Path]:
+    """Packages, models and an evaluation; not to be changed."""
+    root = tmp_path_factory.mktemp("artifacts")
+    paths = write_all(root)
+    models = [write_model(root / "models" / name, name, paths["dataset"]) for name in ("teacher", "student", "albert")]
+    evaluate_tiny(root, paths, policy="memory")
+    return paths, models, root / "evaluation"
+
+
+@pytest.fixture
+def new_store(
+    made_at_once: tuple[Path, list[tuple[int, str]]],
+    artifacts: tuple[dict[str, Path], list[Path], Path],
+) -> Callable[[Path], Store]:
+    """Makes an empty registry in a folder. Creating the tables takes seconds, so the file is a copy."""
+
+    def make(root: Path) -> Store:
+        (root / "state").mkdir(parents=True)
+        shutil.copy(made_at_once[0], root / "state" / "mlflow.db")
+        return Store(root, *artifacts)
+
+    return make
+
+
+@pytest.fixture
+def store(new_store: Callable[[Path], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty registry, with the working directory elsewhere."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return new_store(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def registered(
+    made_at_once: tuple[Path, list[tuple[int, str]]],
+    artifacts: tuple[dict[str, Path], list[Path], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Store, RegisteredVersion]:
+    """A registry with one version in it; not to be changed."""
+    root = tmp_path_factory.mktemp("registered")
+    (root / "state").mkdir()
+    shutil.copy(made_at_once[0], root / "state" / "mlflow.db")
+    store = Store(root, *artifacts)
+    return store, store.register(run_name="first run")
