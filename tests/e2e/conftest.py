@@ -1,0 +1,88 @@
+"""Runs of the whole pipeline through the command line, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+"""Public data sets beside the repository; tests that need them skip where they are absent."""
+
+CACHED_STEPS = {"prepare-data", "finetune-teacher", "finetune-albert", "distill-student", "package-teacher",
+                "package-student", "package-albert", "evaluate"}  # fmt: skip
+UNCACHED_STEPS = {"inspect-source", "register", "deploy", "notify"}
+
+
+@dataclass
+class Run:
+    """What a finished `stillhouse run` left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    folder: Path
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "events.jsonl").read_text().splitlines()]
+
+    def steps(self, event: str) -> set[str]:
+        """Ids of the steps that reported this event."""
+        return {e["step"] for e in self.events() if e["event"] == event and e["step"] != "run"}
+
+    def result(self, step: str) -> dict[str, Any]:
+        return next(e["values"] for e in self.events() if e["event"] == "result" and e["step"] == step)
+
+    def evaluation(self) -> dict[str, Any]:
+        return json.loads((Path(self.result("register")["evaluation_dir"]) / "evaluation.json").read_text())
+
+
+class Home:
+    """A state folder, and the command that uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "STILLHOUSE_HOME": str(folder), "NO_COLOR": "1"}
+        self.environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "stillhouse.cli.main", *arguments]
+
+    def stillhouse(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True)
+
+    def run(self, preset: str, **settings: Any) -> Run:
+        options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        before = set(self.runs())
+        done = self.stillhouse("run", "--preset", preset, *options)
+        made = sorted(set(self.runs()) - before)
+        return Run(done.returncode, done.stdout, done.stderr, made[-1] if made else Path())
+
+    def runs(self) -> list[Path]:
+        return sorted((self.folder / "runs").glob("*"))
+
+
+@pytest.fixture(scope="session")
+def make_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Home]]:
+    homes: list[Home] = []
+
+    def make(name: str) -> Home:
+        homes.append(Home(tmp_path_factory.mktemp(name) / "home"))
+        return homes[-1]
+
+    yield make
+    for home in homes:
+        home.stillhouse("serve", "stop")
+
+
+@pytest.fixture(scope="session")
+def sst2() -> Path:
+    folder = SHARED / "sst2"
+    if not folder.is_dir():
+        pytest.skip(f"the SST-2 files are not at {folder}")
+    return folder

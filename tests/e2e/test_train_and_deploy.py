@@ -1,0 +1,223 @@
+"""The main job as a whole: train, distil, compare, register, serve; then again, changed, killed, and wrong."""
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from conftest import CACHED_STEPS, UNCACHED_STEPS, Home, Run
+
+from stillhouse.data.demo import reviews
+from stillhouse.serving.triton import free_ports
+
+pytestmark = pytest.mark.slow
+
+
+def write_reviews(path: Path, rows: int, seed: int = 5) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["review", "verdict"])
+        writer.writerows(reviews(rows, seed))
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(make_home: Callable[[str], Home]) -> Home:
+    return make_home("main-job")
+
+
+@pytest.fixture(scope="module")
+def settings(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A real MiniLM teacher on few rows: enough to beat TF-IDF, which is what allows it to be served."""
+    ports = free_ports()
+    return {
+        "data": write_reviews(tmp_path_factory.mktemp("source") / "reviews.csv", 1500),
+        "text_column": "review", "label_column": "verdict", "model_name": "verdicts", "max_length": 64,
+        "teacher_epochs": 1, "student_epochs": 1, "albert_epochs": 0.5, "evaluations_per_epoch": 1,
+        "bootstrap_samples": 200, "policy": "real-time", "min_retention": 0.9,
+        "grpc_port": ports.grpc, "http_port": ports.http, "metrics_port": ports.metrics,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def first(home: Home, settings: dict[str, Any]) -> Run:
+    run = home.run("demo", **settings)
+    assert run.returncode == 0, run.stderr + run.stdout
+    return run
+
+
+def test_every_step_runs_and_the_summary_says_what_came_of_it(first: Run):
+    assert first.steps("finished") == CACHED_STEPS | UNCACHED_STEPS
+    for text in ("student", "int8", "albert", "tf-idf", "majority", "verdicts version 1", "stillhouse predict"):
+        assert text in first.stdout, text
+    # kfp's own log lines belong in the log file.
+    assert "Executing task" not in first.stdout + first.stderr
+    assert "Executing task" in (first.folder / "kfp.log").read_text()
+
+
+def test_the_evaluation_holds_every_candidate_and_baseline(first: Run):
+    evaluation = first.evaluation()
+    candidates = {(c["name"], c["precision"]): c for c in evaluation["candidates"]}
+    assert set(candidates) == {(n, p) for n in ("teacher", "student", "albert") for p in ("fp32", "int8")}
+    assert {b["name"] for b in evaluation["baselines"]} == {"majority", "tf-idf"}
+    teacher, student, albert = (candidates[name, "fp32"] for name in ("teacher", "student", "albert"))
+    assert (teacher["family"], student["family"], albert["family"]) == ("bert", "distilbert", "albert")
+    assert student["parameters"] < 0.8 * teacher["parameters"]
+    assert albert["parameters"] < 0.3 * teacher["parameters"]
+    assert candidates["albert", "int8"]["bytes"] < 0.35 * albert["bytes"]
+    assert evaluation["choice"]["deployable"] is True
+
+
+def test_the_served_model_answers_as_it_was_measured(first: Run, home: Home):
+    import pyarrow.parquet as pq
+
+    evaluation = first.evaluation()
+    choice = evaluation["choice"]
+    measured = next(c for c in evaluation["candidates"]
+                    if (c["name"], c["precision"]) == (choice["name"], choice["precision"]))  # fmt: skip
+    (dataset,) = home.folder.glob("artifacts/*/prepare-data/dataset")
+    rows = pq.read_table(dataset / "test.parquet").to_pydict()
+    names = ["negative", "positive"]
+    # A plain client: nothing of Stillhouse between the text and the answer.
+    client = triton.InferenceServerClient(first.result("deploy")["url"])
+    right = 0
+    for start in range(0, len(rows["text"]), 16):
+        texts = [[text.encode()] for text in rows["text"][start : start + 16]]
+        tensor = triton.InferInput("TEXT", [len(texts), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array(texts, dtype=np.object_))
+        answer = client.infer("verdicts", [tensor])
+        assert answer.get_response().model_version == "1"
+        probabilities, labels = answer.as_numpy("PROBABILITIES"), answer.as_numpy("LABEL")
+        assert (probabilities.shape, labels.shape) == ((len(texts), 2), (len(texts), 1))
+        assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-4)
+        found = [label[0].decode() for label in labels]
+        assert found == [names[i] for i in probabilities.argmax(axis=1)]
+        right += sum(a == names[b] for a, b in zip(found, rows["label"][start : start + 16], strict=True))
+    assert right / len(rows["text"]) == pytest.approx(measured["metrics"]["accuracy"], abs=0.003 + 1 / len(rows["text"]))
+
+
+def test_the_other_commands_know_the_release(first: Run, home: Home):
+    url = first.result("deploy")["url"]
+    predicted = home.stillhouse("predict", "The staff were rude and the room was filthy.", "--url", url, "--json")
+    assert predicted.returncode == 0, predicted.stderr
+    assert '"negative"' in predicted.stdout
+    assert "champion" in home.stillhouse("models").stdout
+    assert "verdicts" in home.stillhouse("serve", "status").stdout
+    assert Path(home.stillhouse("report", "--path").stdout.strip()).is_file()
+
+
+def test_an_equal_run_executes_nothing_that_can_be_cached(first: Run, home: Home, settings: dict[str, Any]):
+    again = home.run("demo", **settings)
+    assert again.returncode == 0, again.stderr
+    assert again.steps("started") == UNCACHED_STEPS
+    assert again.steps("cached") == CACHED_STEPS
+    assert again.result("register") | {"run_id": ""} == first.result("register") | {"run_id": "", "reused": True}
+    assert again.result("deploy")["kept"] is True  # the release already serves
+
+
+@pytest.mark.parametrize(
+    ("changes", "executed"),
+    [
+        ({"policy": "memory"}, {"evaluate"}),
+        ({"max_batch_size": 32}, {"package-teacher", "package-student", "package-albert", "evaluate"}),
+        ({"student_epochs": 0.5}, {"distill-student", "package-student", "evaluate"}),
+    ],
+)
+def test_a_changed_parameter_executes_just_what_depends_on_it(
+    first: Run, home: Home, settings: dict[str, Any], changes: dict[str, Any], executed: set[str]
+):
+    run = home.run("demo", **{**settings, **changes, "deploy_target": "none"})
+    assert run.returncode == 0, run.stderr
+    assert run.steps("started") & CACHED_STEPS == executed
+
+
+def test_the_registered_version_loads_back(first: Run, home: Home):
+    code = (
+        "import mlflow\n"
+        f"mlflow.set_tracking_uri('sqlite:///{home.folder}/mlflow.db')\n"
+        "model = mlflow.pyfunc.load_model('models:/verdicts@champion')\n"
+        "print(list(model.predict(['An excellent, warm and generous place.'])['label']))\n"
+    )
+    done = subprocess.run(["python", "-c", code], capture_output=True, text=True, env=home.environment)
+    assert done.stdout.strip().endswith("['positive']"), done.stderr
+
+
+def test_a_killed_run_continues_where_it_was(make_home: Callable[[str], Home], tmp_path: Path):
+    home = make_home("killed")
+    settings = {
+        "data": write_reviews(tmp_path / "reviews.csv", 700), "text_column": "review", "label_column": "verdict",
+        "max_train_rows": 500, "teacher_epochs": 1, "albert_epochs": 1, "student_epochs": 40,
+        "early_stopping_patience": 0, "bootstrap_samples": 200,
+    }  # fmt: skip
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    process = subprocess.Popen(
+        home.command("run", "--preset", "tiny", *options), env=home.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(home.folder.glob("checkpoints/student-*/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    (killed,) = home.runs()
+    before = Run(1, "", "", killed)
+    assert "distill-student" in before.steps("started") - before.steps("finished")
+
+    again = home.run("tiny", **settings)
+    assert again.returncode == 0, again.stderr
+    assert again.steps("cached") >= {"prepare-data", "finetune-teacher"}
+    progress = [e["done"] for e in again.events() if e["step"] == "distill-student" and e["event"] == "progress"]
+    assert progress[0] > 500 / 32, "the student started over"
+
+
+def test_a_changed_source_is_read_again(make_home: Callable[[str], Home], tmp_path: Path):
+    home = make_home("changed")
+    source = write_reviews(tmp_path / "reviews.csv", 400)
+    settings = {"data": source, "text_column": "review", "label_column": "verdict", "teacher_epochs": 0.1,
+                "student_epochs": 0.1, "albert_epochs": 0.1, "bootstrap_samples": 200}  # fmt: skip
+    assert home.run("tiny", **settings).returncode == 0
+    os.utime(source)  # touched, not changed
+    assert home.run("tiny", **settings).steps("started") == UNCACHED_STEPS
+    with source.open("a", encoding="utf-8") as file:
+        file.write("Simply the best evening of the year.,positive\n")
+    assert home.run("tiny", **settings).steps("started") == CACHED_STEPS | UNCACHED_STEPS
+
+
+def test_all_that_is_wrong_is_said_at_once_and_nothing_is_registered(make_home: Callable[[str], Home], tmp_path: Path):
+    home = make_home("wrong")
+    source = tmp_path / "reviews.csv"
+    source.write_text("review,verdict\nfine,good\n,good\nbad,\n", encoding="utf-8")
+    run = home.run(
+        "tiny", data=source, text_column="review", label_column="verdict", test_data="/nowhere.csv", policy="best",
+        teacher="/no/checkpoint", min_retention=2, model_name="a b", deploy_target="moon",
+    )  # fmt: skip
+    assert run.returncode == 2
+    for part in ("/nowhere.csv", "policy", "teacher", "min_retention", "model_name", "deploy_target", "reviews.csv"):
+        assert part in run.stderr, part
+    assert "Traceback" not in run.stderr + run.stdout + (run.folder / "kfp.log").read_text()
+    assert run.steps("started") <= {"inspect-source", "notify"}
+    assert home.stillhouse("models", "--json").stdout.strip() in ("[]", '{"models": []}')
+    assert not list(home.folder.glob("artifacts/*/prepare-data"))
+
+
+def test_sst2_from_scratch(make_home: Callable[[str], Home], sst2: Path):
+    run = make_home("sst2").run(
+        "tiny", data=sst2 / "train.tsv", validation_data=sst2 / "dev.tsv", test_data=sst2 / "test.tsv",
+        text_column="sentence", label_column="label",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    evaluation = run.evaluation()
+    assert evaluation["test_rows"] == 1821
+    choice = evaluation["choice"]
+    chosen = next(c for c in evaluation["candidates"]
+                  if (c["name"], c["precision"]) == (choice["name"], choice["precision"]))  # fmt: skip
+    assert chosen["metrics"]["accuracy"] >= 0.74
