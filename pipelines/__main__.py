@@ -6,13 +6,12 @@ compile  print the compiled pipeline
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
 from stillhouse.errors import InputError, StillhouseError
 from stillhouse.pipelines.compiling import compiled_yaml
-from stillhouse.pipelines.local import fail, local_defaults, run_locally
+from stillhouse.pipelines.local import end_with_parent, fail, local_defaults, run_locally
 from stillhouse.pipelines.parameters import arguments_for
 
 
@@ -29,8 +28,8 @@ def main() -> int:
     if options.command == "compile":
         sys.stdout.write(compiled_yaml())
         return 0
+    end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    home = Path(os.environ.get("STILLHOUSE_HOME") or ".stillhouse").absolute()
     try:
         arguments, problems = arguments_for(options.preset, options.settings)
         if problems:
@@ -38,11 +37,11 @@ def main() -> int:
             from stillhouse.inspection import inspect_run
 
             try:
-                inspect_run(local_defaults({"data": "", **arguments}, home))
+                inspect_run(local_defaults({"data": "", **arguments}))
             except InputError as error:
                 problems += [p for p in error.problems if p.where not in {q.where for q in problems}]
             raise InputError(problems)
-        run_locally(arguments, home)
+        run_locally(arguments)
     except StillhouseError as error:
         fail(error)
         print(error, file=sys.stderr)

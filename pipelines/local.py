@@ -1,11 +1,15 @@
 """Run the main pipeline on this machine with kfp.local: the same function that is compiled for a cluster."""
 
+import ctypes
 import logging
 import os
 import re
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from kfp import local
@@ -14,9 +18,11 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from stillhouse.errors import InputError, StillhouseError
 from stillhouse.progress import emit
 from stillhouse.registry import MlflowRegistry
+from stillhouse.state import TRACKING_VARIABLE, home, tracking_uri
 
-__all__ = ["LocalSteps", "run_locally"]
+__all__ = ["LocalSteps", "end_with_parent", "fail", "local_defaults", "run_locally"]
 
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _CACHE_HIT = re.compile(r"Task (\S+) cache hit")
 
 
@@ -88,13 +94,14 @@ class _CacheHits(logging.Handler):
             emit(self._steps.id_of(match[1]), "cached")
 
 
-def local_defaults(arguments: Mapping[str, Any], home: Path) -> dict[str, Any]:
+def local_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what a laptop has no cluster for: MLflow on SQLite, and a folder for checkpoints."""
     filled = dict(arguments)
-    if not filled["tracking_uri"]:
-        filled["tracking_uri"] = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    if not filled["tracking_uri"] and not os.environ.get(TRACKING_VARIABLE):
+        # A URI from the environment may hold a password, so it stays there, where steps read it too.
+        filled["tracking_uri"] = tracking_uri()
     if not filled["checkpoint_dir"]:
-        filled["checkpoint_dir"] = str(home / "checkpoints")
+        filled["checkpoint_dir"] = str(home() / "checkpoints")
     for name in ("data", "validation_data", "test_data", "teacher", "albert"):
         # Steps run in the same folder as the command, but their cache must not depend on which folder that is.
         value = filled[name]
@@ -103,7 +110,7 @@ def local_defaults(arguments: Mapping[str, Any], home: Path) -> dict[str, Any]:
     return filled
 
 
-def run_locally(arguments: Mapping[str, Any], home: Path) -> None:
+def run_locally(arguments: Mapping[str, Any]) -> None:
     """Run the pipeline to its end; its steps report their progress as events.
 
     Raises:
@@ -114,16 +121,14 @@ def run_locally(arguments: Mapping[str, Any], home: Path) -> None:
     steps = LocalSteps(train_and_deploy.pipeline_spec)
     emit("run", "plan", steps=[{"id": step_id, "title": title} for step_id, title in steps.titles.items()])
     begin = time.monotonic()
-    filled = local_defaults(arguments, home)
-    if filled["tracking_uri"].startswith("sqlite:"):
-        # Processes that first touch a new database at the same time fail, so it is made before any step.
-        MlflowRegistry(filled["tracking_uri"]).initialise()
-    os.environ["STILLHOUSE_HOME"] = str(home)
+    filled = local_defaults(arguments)
+    # Processes that first touch a new database at the same time fail, so it is made before any step.
+    MlflowRegistry(filled["tracking_uri"]).initialise()
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(home / "artifacts"),
+        pipeline_root=str(home() / "artifacts"),
         enable_caching=True,
-        cache_root=str(home / "artifacts" / "cache"),
+        cache_root=str(home() / "artifacts" / "cache"),
     )
     logging.getLogger().addHandler(_CacheHits(steps))
     try:
@@ -132,6 +137,22 @@ def run_locally(arguments: Mapping[str, Any], home: Path) -> None:
         # kfp.local raises RuntimeError for a failed task; anything else is a bug and keeps its traceback.
         raise StillhouseError(str(error)) from None
     emit("run", "finished", seconds=round(time.monotonic() - begin, 3))
+
+
+def end_with_parent() -> None:
+    """End this run, and the step that is being executed, when the process that started it dies, however it dies.
+
+    Left alone, the run would go on unseen, and a repeated command would run into it.
+    """
+    if sys.platform != "linux" or os.getpgrp() != os.getpid():
+        return  # started by hand in a group of other processes, whose end is not ours to bring
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def fail(error: StillhouseError) -> None:

@@ -21,7 +21,7 @@ LAYERS = (
     ("training",),
     ("tasks",),
     ("objectives", "models", "data"),
-    ("errors", "artifacts", "progress", "versions"),
+    ("errors", "artifacts", "progress", "state", "versions"),
 )
 """From the top down; each may import what is below it, and what stands beside it."""
 

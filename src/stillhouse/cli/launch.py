@@ -19,10 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from stillhouse.cli.home import HOME_VARIABLE, Run
+from stillhouse.cli.runs import Run
 from stillhouse.cli.state import EventTail, RunState, StepState
 from stillhouse.progress import EVENTS_VARIABLE
 from stillhouse.serving.processes import end_group
+from stillhouse.state import HOME_VARIABLE
 
 __all__ = ["Interrupted", "log_excerpt", "pipelines_command", "watch"]
 

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stillhouse.cli.extras import require
-from stillhouse.cli.home import home, tracking_uri
 from stillhouse.cli.output import print_json, stdout
+from stillhouse.state import home, tracking_uri
 
 __all__ = ["list_models"]
 

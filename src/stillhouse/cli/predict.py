@@ -11,9 +11,9 @@ from typing import Any
 from rich.text import Text
 
 from stillhouse.cli.extras import require
-from stillhouse.cli.home import home
 from stillhouse.cli.output import print_json, stdout
 from stillhouse.errors import InputError, Problem
+from stillhouse.state import home
 
 __all__ = ["predict"]
 

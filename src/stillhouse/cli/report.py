@@ -6,8 +6,8 @@ import webbrowser
 
 from rich.text import Text
 
-from stillhouse.cli.home import find_run
 from stillhouse.cli.output import stderr, stdout
+from stillhouse.cli.runs import find_run
 from stillhouse.cli.summary import print_summary, report_path
 from stillhouse.errors import InputError, Problem
 

@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.text import Text
 
 from stillhouse.artifacts import EvaluationManifest
-from stillhouse.cli.home import Run, writable_home
 from stillhouse.cli.launch import Interrupted, log_excerpt, pipelines_command, watch
 from stillhouse.cli.output import print_json, print_problems, stderr, stdout
+from stillhouse.cli.runs import Run, writable_home
 from stillhouse.cli.state import RunState
 from stillhouse.cli.summary import REPORT, print_summary
 from stillhouse.cli.view import view_for

@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=(
         "Serve a model on this machine with NVIDIA Triton, on loopback, in the background.\n\n"
-        "`stillhouse serve [MODEL_URI]` is short for `stillhouse serve start [MODEL_URI]`. The server has known holes "
+        "`stillhouse serve MODEL_URI` is short for `stillhouse serve start MODEL_URI`. The server has known holes "
         "and is for this machine alone; production means NVIDIA's image."
     ),
 )
@@ -46,7 +46,7 @@ def start(
     model_uri: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL_URI]",
+            metavar="MODEL_URI",
             help="models:/NAME@ALIAS, models:/NAME/VERSION, or a package folder; without it, the newest champion.",
         ),
     ] = None,
@@ -60,8 +60,8 @@ def start(
     Returns when the model has answered. The alias `champion` stays where it is: only the pipeline moves it.
     """
     from stillhouse.cli.extras import require
-    from stillhouse.cli.home import writable_home
     from stillhouse.cli.output import stderr, stdout
+    from stillhouse.cli.runs import writable_home
 
     require("tritonclient", "local", "`stillhouse serve`")
     require("tokenizers", "local", "`stillhouse serve`")
@@ -90,9 +90,9 @@ def start(
 @app.command()
 def stop() -> None:
     """Stop the local server, and wait until all its processes are gone."""
-    from stillhouse.cli.home import home
     from stillhouse.cli.output import stdout
     from stillhouse.serving.server import stop_server
+    from stillhouse.state import home
 
     stopped = stop_server(home())
     stdout().print(f"Stopped {stopped.model} version {stopped.version}." if stopped else _STOPPED, markup=False)
@@ -105,9 +105,9 @@ def status(
     ] = False,
 ) -> None:
     """Show what is served and whether it answers, now. Exits with 1 unless it does."""
-    from stillhouse.cli.home import home
     from stillhouse.cli.output import print_json, stdout
     from stillhouse.serving.server import is_answering, server_status
+    from stillhouse.state import home
 
     found = server_status(home())
     answers = found is not None and found.status in ("ready", "restarting") and is_answering(found)
@@ -166,8 +166,8 @@ def _server_config(model_uri: str | None, folder: Path, ports: Any) -> ServerCon
     if model_uri is not None and not re.fullmatch(r"models:/[^/@]+(@[^/@]+|/[0-9]+)", model_uri):
         remedy = "Give models:/NAME@champion or models:/NAME/3."
         raise InputError(Problem("MODEL_URI", f"{model_uri!r} names no version of a model.", remedy))
-    from stillhouse.cli.home import tracking_uri
     from stillhouse.registry import MlflowRegistry
+    from stillhouse.state import tracking_uri
 
     registry = MlflowRegistry(tracking_uri())
     name, version = registry.resolve(model_uri) if model_uri else newest_champion(registry.models())

@@ -12,14 +12,11 @@ from stillhouse.errors import Problem
 from stillhouse.serving.repository import name_problems
 from stillhouse.serving.server import server_status
 from stillhouse.serving.triton import Ports, platform_problems
+from stillhouse.state import home as home_folder
 
 __all__ = ["TARGETS", "DeployConfig", "container_marker"]
 
 TARGETS = ("none", "local", "kubernetes")
-
-
-def _home() -> Path:
-    return Path(os.environ.get("STILLHOUSE_HOME") or ".stillhouse").expanduser().absolute()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class DeployConfig:
     """HTTP port, on loopback; 0 leaves it off."""
     metrics_port: int = 8002
     """Port of the Prometheus metrics, on loopback; 0 leaves them off."""
-    home: Path = field(default_factory=_home)
+    home: Path = field(default_factory=home_folder)
     """State folder; `STILLHOUSE_HOME`, else `.stillhouse`."""
 
     @property

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 
 from stillhouse import __version__
+from stillhouse.data.location import public_name
 
 __all__ = ["WEBHOOK_VARIABLE", "notify"]
 
@@ -31,7 +32,7 @@ def notify(*, state: str, model_name: str, data: str, error: str = "", timeout_s
         "text": f"Stillhouse: the run for {model_name} {outcome}." + (f" {error}" if error else ""),
         "state": state,
         "model_name": model_name,
-        "data": data,
+        "data": public_name(data),
         "error": error,
         "stillhouse_version": __version__,
     }

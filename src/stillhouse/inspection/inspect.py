@@ -14,6 +14,7 @@ from stillhouse.evaluation.evaluate import EvaluateConfig
 from stillhouse.export.config import PackageConfig
 from stillhouse.models.checkpoints import check_reference
 from stillhouse.progress import Step
+from stillhouse.registry.tracking import uri_problems
 from stillhouse.tasks import get_task
 from stillhouse.training.config import DistillationWeights, DistillConfig, FinetuneConfig
 from stillhouse.versions import step_versions
@@ -105,6 +106,7 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
             http_port=p["http_port"],
             metrics_port=p["metrics_port"],
         ).problems,
+        lambda: uri_problems(p["tracking_uri"]),
     ]
     found: list[Problem] = []
     for check in checks:

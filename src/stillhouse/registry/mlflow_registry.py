@@ -23,8 +23,16 @@ from stillhouse.registry.register import (
     check_inputs,
     log_and_register,
 )
-from stillhouse.registry.tracking import absolute_uri, as_default, load_mlflow, redact, registry_errors, sqlite_path
-from stillhouse.registry.tracking import uri_problems as _uri_problems
+from stillhouse.registry.tracking import (
+    absolute_uri,
+    as_default,
+    form_problems,
+    load_mlflow,
+    redact,
+    registry_errors,
+    resolve_uri,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +46,8 @@ class MlflowRegistry:
     """One model registry.
 
     Args:
-        tracking_uri: `sqlite:///PATH/mlflow.db`, or the address of an MLflow server. On SQLite, artifacts are kept in
+        tracking_uri: `sqlite:///PATH/mlflow.db`, or the address of an MLflow server; empty takes what
+            `MLFLOW_TRACKING_URI` says. On SQLite, artifacts are kept in
             `mlartifacts/` beside the database.
 
     Raises:
@@ -46,9 +55,10 @@ class MlflowRegistry:
     """
 
     def __init__(self, tracking_uri: str) -> None:
-        if problems := _uri_problems(tracking_uri):
+        uri = resolve_uri(tracking_uri)
+        if problems := form_problems(uri):
             raise InputError(problems)
-        self.uri = absolute_uri(tracking_uri)
+        self.uri = absolute_uri(uri)
         self._database = sqlite_path(self.uri)
         self._initialised = False
 

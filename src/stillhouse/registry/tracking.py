@@ -13,8 +13,18 @@ from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 from stillhouse.errors import Problem, RegistryError
+from stillhouse.state import TRACKING_VARIABLE
 
-__all__ = ["absolute_uri", "as_default", "load_mlflow", "redact", "registry_errors", "sqlite_path", "uri_problems"]
+__all__ = [
+    "absolute_uri",
+    "as_default",
+    "load_mlflow",
+    "redact",
+    "registry_errors",
+    "resolve_uri",
+    "sqlite_path",
+    "uri_problems",
+]
 
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 _QUIET = {
@@ -75,8 +85,29 @@ def absolute_uri(uri: str) -> str:
     return f"sqlite:///{path.expanduser().absolute()}" + (f"?{query}" if query else "")
 
 
+def resolve_uri(uri: str) -> str:
+    """The tracking URI to use: the one given, else what `MLFLOW_TRACKING_URI` says."""
+    return uri or os.environ.get(TRACKING_VARIABLE, "")
+
+
 def uri_problems(uri: str) -> list[Problem]:
+    """What is wrong with a tracking URI given as a parameter, where empty leaves it to the environment."""
+    found = form_problems(resolve_uri(uri))
+    try:
+        password = urlsplit(uri).password
+    except ValueError:
+        password = None
+    if password:
+        remedy = f"Put it into the environment variable {TRACKING_VARIABLE}, from a secret, and leave this empty."
+        found.append(Problem("tracking_uri", "holds a password, and parameters are shown to everyone.", remedy))
+    return found
+
+
+def form_problems(uri: str) -> list[Problem]:
     """What is wrong with a tracking URI's form; empty if nothing is."""
+    if not uri:
+        remedy = f"Give it, or set the environment variable {TRACKING_VARIABLE}."
+        return [Problem("tracking_uri", "no model registry is named.", remedy)]
     scheme, separator, rest = uri.partition("://")
     if separator and rest.strip("/") and scheme.split("+")[0] in _SCHEMES:
         return []
@@ -88,6 +119,7 @@ def uri_problems(uri: str) -> list[Problem]:
 def as_default(uri: str) -> Iterator[ModuleType]:
     """MLflow with `uri` as its tracking and registry address, and what was set before afterwards."""
     mlflow = load_mlflow()
+    variable = os.environ.get(TRACKING_VARIABLE)
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -98,6 +130,11 @@ def as_default(uri: str) -> Iterator[ModuleType]:
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
+        # MLflow writes every address that it is given into the environment, where it would outlive this block.
+        if variable is None:
+            os.environ.pop(TRACKING_VARIABLE, None)
+        else:
+            os.environ[TRACKING_VARIABLE] = variable
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from stillhouse.cli.home import Run
 from stillhouse.cli.main import app, main
+from stillhouse.cli.runs import Run
 from stillhouse.errors import InputError, Problem, ServingError
 
 Main = Callable[..., int]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from stillhouse.errors import InputError, RegistryError
 from stillhouse.registry import MlflowRegistry, RegisterConfig
-from stillhouse.registry.tracking import absolute_uri, redact, sqlite_path, uri_problems
+from stillhouse.registry.tracking import absolute_uri, as_default, redact, sqlite_path, uri_problems
 
 
 def test_sqlite_paths() -> None:
@@ -23,7 +24,8 @@ def test_relative_database_is_made_absolute(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("uri", ["", "mlruns", "file:///tmp/mlruns", "sqlite://", "ftp://server/x", "http://"])
-def test_other_addresses_are_refused(uri: str) -> None:
+def test_other_addresses_are_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert uri_problems(uri)
     with pytest.raises(InputError, match="tracking_uri"):
         MlflowRegistry(uri)
@@ -65,3 +67,23 @@ def test_reading_makes_no_database(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"no model registry.*Run the pipeline first"):
         registry.resolve("models:/reviews@champion")
     assert not (tmp_path / "state").exists()
+
+
+def test_an_empty_address_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@server:5000")
+    assert uri_problems("") == []
+    assert MlflowRegistry("").uri == "http://user:secret@server:5000"
+    assert "secret" not in repr(MlflowRegistry(""))
+
+
+def test_a_password_may_not_be_a_parameter() -> None:
+    (problem,) = uri_problems("http://user:hunter2@server:5000")
+    assert "hunter2" not in str(problem)
+    assert "MLFLOW_TRACKING_URI" in problem.remedy
+
+
+def test_mlflows_own_environment_variable_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with as_default(f"sqlite:///{tmp_path}/mlflow.db"):
+        pass
+    assert "MLFLOW_TRACKING_URI" not in os.environ

@@ -1,17 +1,16 @@
-"""The state folder, and the folders of single runs inside it.
+"""The folders of single runs inside the state folder.
 
 .stillhouse/                      `STILLHOUSE_HOME` names another place
 └── runs/
-└── 20260102-030405-1a2b/     a run: sorts by the time it started
-├── run.json              what was asked for, and what came of it
-├── events.jsonl          what the steps said (see `stillhouse.progress`)
-└── kfp.log               everything else that they said
+    └── 20260102-030405-1a2b/     a run: sorts by the time it started
+        ├── run.json              what was asked for, and what came of it
+        ├── events.jsonl          what the steps said (see `stillhouse.progress`)
+        └── kfp.log               everything else that they said
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import tempfile
 import time
@@ -20,21 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.state import HOME_VARIABLE, home
 
-__all__ = ["HOME_VARIABLE", "Run", "find_run", "home", "list_runs", "tracking_uri", "writable_home"]
-
-HOME_VARIABLE = "STILLHOUSE_HOME"
-_DEFAULT = ".stillhouse"
-
-
-def home() -> Path:
-    """Absolute path of the state folder, whether or not it exists."""
-    return Path(os.environ.get(HOME_VARIABLE) or _DEFAULT).expanduser().absolute()
-
-
-def tracking_uri() -> str:
-    """MLflow's tracking URI: what `MLFLOW_TRACKING_URI` says, else the database in the state folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+__all__ = ["Run", "find_run", "list_runs", "writable_home"]
 
 
 def writable_home() -> Path:
