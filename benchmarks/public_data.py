@@ -3,9 +3,10 @@
     python benchmarks/public_data.py [sst2] [sms] [toxic]
 
 Runs `stillhouse run --preset demo` with nothing but `--set` on SST-2 (10,000 training rows), SMS spam and a three-class
-set of toxic content, and prints each run's table. All figures of a table come from one machine in one run: speed is the
-ratio to the teacher at the same precision. For SST-2, the served model is then asked over gRPC for the whole test split
-by a plain Triton client, and its accuracy is printed beside the measured one. The data is looked for in `../shared/data`.
+set of toxic content, and prints each run's table. All figures of a table come from one machine in one run: speed is
+the ratio to the teacher at the same precision. For SST-2, the served model is then asked over gRPC for the whole test
+split by a plain Triton client, and its accuracy is printed beside the measured one. The data is looked for in
+`../shared/data`.
 """
 
 import csv
@@ -109,9 +110,8 @@ def main() -> None:
                 chosen = next(c for c in evaluation["candidates"]
                               if (c["name"], c["precision"]) == (choice["name"], choice["precision"]))  # fmt: skip
                 url = document["endpoint"]["url"]
-                print(
-                    f"measured accuracy {chosen['metrics']['accuracy']:.4f}, over gRPC {served_accuracy(url, 'sst2'):.4f}"
-                )
+                served = served_accuracy(url, "sst2")
+                print(f"measured accuracy {chosen['metrics']['accuracy']:.4f}, over gRPC {served:.4f}")
                 stop = [sys.executable, "-m", "stillhouse.cli.main", "serve", "stop"]
                 subprocess.run(stop, env=environment, check=True, stdout=subprocess.DEVNULL)
 

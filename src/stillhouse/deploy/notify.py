@@ -36,10 +36,10 @@ def notify(*, state: str, model_name: str, data: str, error: str = "", timeout_s
         "error": error,
         "stillhouse_version": __version__,
     }
-    request = urllib.request.Request(
-        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
-    )
     try:
+        request = urllib.request.Request(
+            url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
+        )
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return bool(200 <= response.status < 300)
     except (urllib.error.URLError, ValueError, OSError) as failure:

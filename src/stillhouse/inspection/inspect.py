@@ -15,7 +15,7 @@ from stillhouse.export.config import PackageConfig
 from stillhouse.models.checkpoints import check_reference
 from stillhouse.progress import Step
 from stillhouse.registry.tracking import uri_problems
-from stillhouse.tasks import get_task
+from stillhouse.tasks import TASKS, get_task
 from stillhouse.training.config import DistillationWeights, DistillConfig, FinetuneConfig
 from stillhouse.versions import step_versions
 
@@ -96,7 +96,7 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
             quality_metric=p["quality_metric"],
             bootstrap_samples=p["bootstrap_samples"],
             seed=p["seed"],
-        ).problems(get_task(p["task"])),
+        ).problems(TASKS.get(p["task"])),
         DeployConfig(
             model_name=p["model_name"],
             version="",
