@@ -43,11 +43,13 @@ def train_and_deploy(
     albert_epochs: float = 3.0,
     albert_learning_rate: float = 2e-5,
     albert_embedding_size: int = 128,
+    albert_layers: int = 0,
     distill_layers: str = "",
     distill_hard_weight: float = 0.2,
     distill_soft_weight: float = 0.8,
     distill_cosine_weight: float = 1.0,
     distill_temperature: float = 2.0,
+    distill_word_dropout: float = 0.15,
     batch_size: int = 32,
     gradient_accumulation_steps: int = 1,
     max_length: int = 128,
@@ -99,11 +101,13 @@ def train_and_deploy(
         albert_epochs: Passes over the training rows for the ALBERT.
         albert_learning_rate: The ALBERT's peak learning rate.
         albert_embedding_size: Size of the factorised embeddings, where the ALBERT is made from the teacher.
+        albert_layers: How often such an ALBERT applies its shared block; 0 takes the teacher's number of layers.
         distill_layers: Layers of the teacher that the student copies, counted from 1, such as 2,4,6; empty takes every second one.
         distill_hard_weight: Weight of the labels' cross-entropy in the distillation loss.
         distill_soft_weight: Weight of the divergence from the teacher's softened probabilities.
         distill_cosine_weight: Weight of one minus the cosine between matched hidden states.
         distill_temperature: Divisor of the logits before the softmax.
+        distill_word_dropout: Share of the tokens hidden from teacher and student alike, drawn anew at each step.
         batch_size: Rows per optimizer step and device.
         gradient_accumulation_steps: Batches summed into one optimizer step.
         max_length: Tokens after which a text is cut.
@@ -141,10 +145,10 @@ def train_and_deploy(
             max_test_rows=max_test_rows, validation_fraction=validation_fraction, test_fraction=test_fraction,
             seed=seed, teacher=teacher, teacher_epochs=teacher_epochs, teacher_learning_rate=teacher_learning_rate,
             albert=albert, albert_epochs=albert_epochs, albert_learning_rate=albert_learning_rate,
-            albert_embedding_size=albert_embedding_size, student_epochs=student_epochs,
+            albert_embedding_size=albert_embedding_size, albert_layers=albert_layers, student_epochs=student_epochs,
             student_learning_rate=student_learning_rate, distill_layers=distill_layers,
             distill_hard_weight=distill_hard_weight, distill_soft_weight=distill_soft_weight,
-            distill_cosine_weight=distill_cosine_weight, distill_temperature=distill_temperature,
+            distill_cosine_weight=distill_cosine_weight, distill_temperature=distill_temperature, distill_word_dropout=distill_word_dropout,
             batch_size=batch_size, gradient_accumulation_steps=gradient_accumulation_steps, max_length=max_length,
             warmup_ratio=warmup_ratio, weight_decay=weight_decay, evaluations_per_epoch=evaluations_per_epoch,
             early_stopping_patience=early_stopping_patience, precision=precision, precisions=precisions,
@@ -171,7 +175,7 @@ def train_and_deploy(
         )  # fmt: skip
         distillation = dict(
             hard_weight=distill_hard_weight, soft_weight=distill_soft_weight, cosine_weight=distill_cosine_weight,
-            temperature=distill_temperature,
+            temperature=distill_temperature, word_dropout=distill_word_dropout,
         )  # fmt: skip
         teacher_model = finetune(
             name="teacher", checkpoint=teacher, epochs=teacher_epochs, learning_rate=teacher_learning_rate, **training
@@ -182,7 +186,7 @@ def train_and_deploy(
         ).set_display_name("Distil student").outputs["model"]  # fmt: skip
         albert_model = finetune(
             name="albert", checkpoint=albert, epochs=albert_epochs, learning_rate=albert_learning_rate,
-            teacher=teacher_model, embedding_size=albert_embedding_size, **distillation, **training,
+            teacher=teacher_model, embedding_size=albert_embedding_size, layers=albert_layers, **distillation, **training,
         ).set_display_name("Fine-tune ALBERT").outputs["model"]  # fmt: skip
 
         models = {"teacher": teacher_model, "student": student_model, "albert": albert_model}

@@ -13,6 +13,7 @@ def distill(
     soft_weight: float,
     cosine_weight: float,
     temperature: float,
+    word_dropout: float,
     epochs: float,
     learning_rate: float,
     batch_size: int,
@@ -41,6 +42,7 @@ def distill(
         soft_weight: Weight of the divergence from the teacher's probabilities.
         cosine_weight: Weight of one minus the cosine between matched hidden states.
         temperature: Divisor of the logits before the softmax.
+        word_dropout: Share of the tokens hidden from teacher and student alike, drawn anew at each step.
         epochs: Passes over the training rows.
         learning_rate: Peak learning rate.
         batch_size: Rows per optimizer step and device.
@@ -63,7 +65,7 @@ def distill(
     from pathlib import Path
 
     from stillhouse.progress import step
-    from stillhouse.training import DistillationWeights, DistillConfig, steps
+    from stillhouse.training import DistillationSettings, DistillConfig, steps
 
     with step(f"distill-{name}") as watch:
         config = DistillConfig(
@@ -72,8 +74,9 @@ def distill(
             weight_decay=weight_decay, evaluations_per_epoch=evaluations_per_epoch,
             early_stopping_patience=early_stopping_patience, quality_metric=quality_metric, precision=precision,
             seed=seed, checkpoint_dir=checkpoint_dir, code_version=code_version,
-            weights=DistillationWeights(
-                hard=hard_weight, soft=soft_weight, cosine=cosine_weight, temperature=temperature
+            distillation=DistillationSettings(
+                hard=hard_weight, soft=soft_weight, cosine=cosine_weight, temperature=temperature,
+                word_dropout=word_dropout,
             ),
         )  # fmt: skip
         manifest = steps.distill(

@@ -29,10 +29,12 @@ def finetune(
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     embedding_size: int = 128,
+    layers: int = 0,
     hard_weight: float = 0.2,
     soft_weight: float = 0.8,
     cosine_weight: float = 1.0,
     temperature: float = 2.0,
+    word_dropout: float = 0.15,
     teacher: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045 (kfp reads this form)
 ):
     """Fine-tune a checkpoint on the dataset's task, or make an ALBERT from the teacher and train it.
@@ -58,16 +60,18 @@ def finetune(
         model: The trained checkpoint, with `model.json`.
         metrics: Metrics on the validation split.
         embedding_size: Size of the factorised embeddings of an ALBERT made from the teacher.
+        layers: How often such an ALBERT applies its shared block; 0 takes the teacher's layers.
         hard_weight: Weight of the labels' cross-entropy when learning from the teacher.
         soft_weight: Weight of the divergence from the teacher's probabilities.
         cosine_weight: Weight of one minus the cosine between hidden states.
         temperature: Divisor of the logits before the softmax.
+        word_dropout: Share of the tokens hidden from teacher and student alike, drawn anew at each step.
         teacher: The trained teacher, for the checkpoint `teacher://`.
     """
     from pathlib import Path
 
     from stillhouse.progress import step
-    from stillhouse.training import DistillationWeights, FinetuneConfig, steps
+    from stillhouse.training import DistillationSettings, FinetuneConfig, steps
 
     with step(f"finetune-{name}") as watch:
         config = FinetuneConfig(
@@ -75,9 +79,10 @@ def finetune(
             gradient_accumulation_steps=gradient_accumulation_steps, max_length=max_length, warmup_ratio=warmup_ratio,
             weight_decay=weight_decay, evaluations_per_epoch=evaluations_per_epoch,
             early_stopping_patience=early_stopping_patience, quality_metric=quality_metric, precision=precision,
-            seed=seed, checkpoint_dir=checkpoint_dir, code_version=code_version, embedding_size=embedding_size,
-            weights=DistillationWeights(
-                hard=hard_weight, soft=soft_weight, cosine=cosine_weight, temperature=temperature
+            seed=seed, checkpoint_dir=checkpoint_dir, code_version=code_version, embedding_size=embedding_size, layers=layers,
+            distillation=DistillationSettings(
+                hard=hard_weight, soft=soft_weight, cosine=cosine_weight, temperature=temperature,
+                word_dropout=word_dropout,
             ),
         )  # fmt: skip
         manifest = steps.finetune(

@@ -16,7 +16,7 @@ from stillhouse.models.checkpoints import check_reference
 from stillhouse.progress import Step
 from stillhouse.registry.tracking import uri_problems
 from stillhouse.tasks import TASKS, get_task
-from stillhouse.training.config import DistillationWeights, DistillConfig, FinetuneConfig
+from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
 from stillhouse.versions import step_versions
 
 __all__ = ["Inspection", "data_config", "inspect_run", "parameter_problems"]
@@ -53,11 +53,12 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
         for name in ("batch_size", "gradient_accumulation_steps", "max_length", "warmup_ratio", "weight_decay",
                      "evaluations_per_epoch", "early_stopping_patience", "quality_metric", "precision", "seed")
     }  # fmt: skip
-    weights = DistillationWeights(
+    distillation = DistillationSettings(
         hard=p["distill_hard_weight"],
         soft=p["distill_soft_weight"],
         cosine=p["distill_cosine_weight"],
         temperature=p["distill_temperature"],
+        word_dropout=p["distill_word_dropout"],
     )
     checks: list[Callable[[], list[Problem]]] = [
         lambda: data_config(p).problems(),
@@ -68,6 +69,7 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
                 epochs=p[f"{role}_epochs"],
                 learning_rate=p[f"{role}_learning_rate"],
                 embedding_size=p["albert_embedding_size"],
+                layers=p["albert_layers"],
                 **common,
             ).problems
             for role in ("teacher", "albert")
@@ -77,7 +79,7 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
             epochs=p["student_epochs"],
             learning_rate=p["student_learning_rate"],
             layers=p["distill_layers"],
-            weights=weights,
+            distillation=distillation,
             **common,
         ).problems,
         lambda: check_reference(p["teacher"], "teacher"),

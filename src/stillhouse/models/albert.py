@@ -16,7 +16,7 @@ from stillhouse.errors import InputError, Problem
 if TYPE_CHECKING:
     from transformers import AlbertForSequenceClassification, BertForSequenceClassification
 
-__all__ = ["Factorisation", "albert_from_bert", "factorise"]
+__all__ = ["Factorisation", "albert_from_bert", "evenly_spaced_layers", "factorise"]
 
 _BLOCK_PARTS = {
     "attention.query": "attention.self.query",
@@ -60,14 +60,23 @@ def factorise(embeddings: torch.Tensor, size: int, weights: torch.Tensor | None 
     return Factorisation(vectors.flip(1)[:, :size].float(), float(kept.sum() / values.clamp(min=0).sum()))
 
 
+def evenly_spaced_layers(count: int, teacher_layers: int) -> tuple[int, ...]:
+    """For each of `count` layers, the teacher's layer (counted from 1) at the same share of its depth, rounded up."""
+    return tuple(-(-layer * teacher_layers // count) for layer in range(1, count + 1))
+
+
 def albert_from_bert(
     teacher: BertForSequenceClassification,
     *,
     embedding_size: int,
+    layers: int = 0,
     token_counts: torch.Tensor | None = None,
     seed: int = 0,
 ) -> tuple[AlbertForSequenceClassification, float]:
-    """Build an ALBERT of the teacher's depth and width, and the share of embedding energy that it keeps.
+    """Build an ALBERT of the teacher's width, and the share of embedding energy that it keeps.
+
+    `layers` is how often the shared block is applied; 0 takes the teacher's depth. Fewer are faster, and easier to
+    recover: one block cannot follow each of many different ones.
 
     The word, position and type embeddings [·, h] are projected to `embedding_size` = e by the truncated SVD of the word
     embeddings. With `token_counts` [v], how often each token stands in the training texts, a word counts in it as often
@@ -76,9 +85,8 @@ def albert_from_bert(
     after it; so the mapping [h, e] is fitted by least squares to give BERT's own normalised embeddings back, over the
     vocabulary, weighted alike, at random positions.
 
-    The shared block starts as the mean of the teacher's blocks: attention heads of different layers
-    do not correspond, but the mean keeps the scale and bias that residual stream and LayerNorm expect. Pooler and
-    classifier are copied.
+    The shared block starts as the mean of the teacher's blocks: attention heads of different layers do not correspond,
+    but the mean keeps the scale and bias that residual stream and LayerNorm expect. Pooler and classifier are copied.
 
     Raises:
         InputError: the teacher is not of the BERT family, or `embedding_size` exceeds its hidden size.
@@ -103,7 +111,7 @@ def albert_from_bert(
         vocab_size=source.vocab_size,
         embedding_size=embedding_size,
         hidden_size=source.hidden_size,
-        num_hidden_layers=source.num_hidden_layers,
+        num_hidden_layers=layers or source.num_hidden_layers,
         num_attention_heads=source.num_attention_heads,
         intermediate_size=source.intermediate_size,
         hidden_act=source.hidden_act,

@@ -1,5 +1,5 @@
 """Training: fine-tuning and distillation on `transformers.Trainer`."""
 
-from stillhouse.training.config import DistillationWeights, DistillConfig, FinetuneConfig
+from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
 
-__all__ = ["DistillConfig", "DistillationWeights", "FinetuneConfig"]
+__all__ = ["DistillConfig", "DistillationSettings", "FinetuneConfig"]

@@ -8,7 +8,7 @@ from stillhouse.errors import InputError, Problem
 from stillhouse.models.distilbert import parse_layers
 from stillhouse.models.references import parse_reference
 
-__all__ = ["DistillConfig", "DistillationWeights", "FinetuneConfig", "TrainConfig"]
+__all__ = ["DistillConfig", "DistillationSettings", "FinetuneConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationWeights:
-    """Weights of the distillation loss's three terms, and its temperature.
+class DistillationSettings:
+    """How a student learns from its teacher: the weights of the loss's three terms, its temperature, and word dropout.
 
     Source: Sanh et al. 2019, arXiv:1910.01108, section 2; here the hard-label term stands where pretraining has the
     masked-language term.
@@ -87,9 +87,11 @@ class DistillationWeights:
     """Weight of one minus the cosine between matched hidden states."""
     temperature: float = 2.0
     """Divisor of both logits before the softmax; 1 leaves them as they are."""
+    word_dropout: float = 0.15
+    """Share of the tokens hidden from teacher and student alike, drawn anew at each step."""
 
     def problems(self) -> list[Problem]:
-        """Everything wrong with the weights, by the name of the pipeline's parameter."""
+        """Everything wrong with the settings, by the name of the pipeline's parameter."""
         found = [
             Problem(f"distill_{name}_weight", f"{value!r} will not do.", "Give a number from 0.")
             for name, value in (("hard", self.hard), ("soft", self.soft), ("cosine", self.cosine))
@@ -99,6 +101,9 @@ class DistillationWeights:
             found.append(Problem("distill_hard_weight", "all three weights are 0.", "Give at least one above 0."))
         if not 0.1 <= self.temperature <= 100:
             found.append(Problem("distill_temperature", f"{self.temperature!r} will not do.", "Give 0.1 to 100."))
+        if not 0 <= self.word_dropout < 1:
+            what = f"{self.word_dropout!r} will not do."
+            found.append(Problem("distill_word_dropout", what, "Give a number from 0 to below 1."))
         return found
 
 
@@ -110,8 +115,10 @@ class FinetuneConfig(TrainConfig):
     """Where the weights come from; see `stillhouse.models.references`."""
     embedding_size: int = 128
     """Size of the factorised embeddings, where the checkpoint is `teacher://`."""
-    weights: DistillationWeights = DistillationWeights()
-    """Loss of the recovery by distillation, where the checkpoint is `teacher://`."""
+    layers: int = 0
+    """How often the shared block is applied, where the checkpoint is `teacher://`; 0 takes the teacher's layers."""
+    distillation: DistillationSettings = DistillationSettings()
+    """The recovery by distillation, where the checkpoint is `teacher://`."""
 
     def problems(self) -> list[Problem]:
         found = super().problems()
@@ -121,6 +128,8 @@ class FinetuneConfig(TrainConfig):
             found.extend(error.problems)
         if self.embedding_size < 1:
             found.append(Problem("albert_embedding_size", f"{self.embedding_size} will not do.", "Give 1 or more."))
+        if self.layers < 0:
+            found.append(Problem("albert_layers", f"{self.layers} will not do.", "Give 0 or more."))
         return found
 
 
@@ -130,10 +139,10 @@ class DistillConfig(TrainConfig):
 
     layers: str = ""
     """Layers of the teacher to copy, counted from 1, such as `2,4,6`; empty takes every second one."""
-    weights: DistillationWeights = DistillationWeights()
+    distillation: DistillationSettings = DistillationSettings()
 
     def problems(self) -> list[Problem]:
-        found = super().problems() + self.weights.problems()
+        found = super().problems() + self.distillation.problems()
         try:
             parse_layers(self.layers)
         except InputError as error:

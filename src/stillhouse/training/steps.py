@@ -12,7 +12,7 @@ from stillhouse.artifacts import DatasetManifest, ModelManifest, digest_json
 from stillhouse.data.dataset import read_split
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
-from stillhouse.models.albert import albert_from_bert
+from stillhouse.models.albert import albert_from_bert, evenly_spaced_layers
 from stillhouse.models.distilbert import parse_layers, student_from_bert
 from stillhouse.models.references import parse_reference
 from stillhouse.progress import Step
@@ -60,14 +60,15 @@ def finetune(
         model, energy = albert_from_bert(
             teacher,
             embedding_size=config.embedding_size,
+            layers=config.layers,
             token_counts=run.token_counts(tokenizer),
             seed=config.seed,
         )
         _log.info("embeddings factorised to %d, keeping %.1f%% of their energy", config.embedding_size, 100 * energy)
-        layers = tuple(range(1, teacher.config.num_hidden_layers + 1))
+        followed = evenly_spaced_layers(model.config.num_hidden_layers, teacher.config.num_hidden_layers)
         return run.train(
             model, tokenizer, "factorised from the teacher", output_dir, step,
-            distillation=(teacher, layers), facts={"embedding_energy": round(energy, 4)},
+            distillation=(teacher, followed), facts={"embedding_energy": round(energy, 4)},
         )  # fmt: skip
     if reference.kind == "scratch":
         texts = read_split(dataset_dir, "train")["text"]
@@ -157,7 +158,7 @@ class _Run:
             )  # fmt: skip
         teaching: Distillation | None = None
         if distillation is not None:
-            teaching = Distillation(distillation[0], self.config.weights, distillation[1])
+            teaching = Distillation(distillation[0], self.config.distillation, distillation[1])
         with open_store(self.config.checkpoint_dir, self._key()) as store:
             metrics, history = train(
                 self.config,

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from stillhouse.objectives import hidden_cosine_loss
+from stillhouse.objectives import hidden_cosine_loss, word_dropout
 from stillhouse.progress import Step
 from stillhouse.tasks import Task
 from stillhouse.training.checkpoints import CheckpointStore
-from stillhouse.training.config import DistillationWeights, TrainConfig
+from stillhouse.training.config import DistillationSettings, TrainConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,42 +31,42 @@ _log = logging.getLogger(__name__)
 
 
 class Distillation:
-    """A frozen teacher, the loss weights, and which hidden states are matched.
+    """A frozen teacher, the settings of learning from it, and which hidden states are matched.
 
     Args:
         teacher: eval-mode model whose tokenizer the student shares.
-        weights: of the three terms.
+        settings: weights of the three terms, temperature and word dropout.
         teacher_layers: for each layer of the student, the teacher's layer (counted from 1) that it is to follow.
     """
 
-    def __init__(self, teacher: PreTrainedModel, weights: DistillationWeights, teacher_layers: Sequence[int]) -> None:
+    def __init__(self, teacher: PreTrainedModel, settings: DistillationSettings, teacher_layers: Sequence[int]) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.weights = weights
+        self.settings = settings
         self.teacher_layers = tuple(teacher_layers)
 
     def loss(self, task: Task, student: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """Weighted sum of the three terms, from the student's logits [b, c] and hidden states [b, s, h] per layer."""
-        weights = self.weights
+        settings = self.settings
         total = torch.zeros((), device=student.logits.device)
-        if weights.hard:
-            total = total + weights.hard * task.loss(student.logits, labels)
-        if weights.soft or weights.cosine:
+        if settings.hard:
+            total = total + settings.hard * task.loss(student.logits, labels)
+        if settings.soft or settings.cosine:
             if self.teacher.device != student.logits.device:
                 self.teacher.to(student.logits.device)
             with torch.no_grad():
-                teacher = self.teacher(**inputs, output_hidden_states=bool(weights.cosine))
-            if weights.soft:
-                total = total + weights.soft * task.distillation_loss(
-                    student.logits, teacher.logits, weights.temperature
+                teacher = self.teacher(**inputs, output_hidden_states=bool(settings.cosine))
+            if settings.soft:
+                total = total + settings.soft * task.distillation_loss(
+                    student.logits, teacher.logits, settings.temperature
                 )
-            if weights.cosine:
+            if settings.cosine:
                 # hidden_states[0] is the embedding output, hidden_states[i] the output of layer i.
                 pairs = zip(student.hidden_states[1:], self.teacher_layers, strict=True)
                 terms = [
                     hidden_cosine_loss(hidden, teacher.hidden_states[layer], inputs["attention_mask"])
                     for hidden, layer in pairs
                 ]
-                total = total + weights.cosine * torch.stack(terms).mean()
+                total = total + settings.cosine * torch.stack(terms).mean()
         return total
 
 
@@ -86,7 +86,9 @@ class TaskTrainer(Trainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         distillation = self._distillation if model.training else None
-        outputs = model(**inputs, output_hidden_states=bool(distillation and distillation.weights.cosine))
+        if distillation and distillation.settings.word_dropout:
+            inputs["attention_mask"] = word_dropout(inputs["attention_mask"], distillation.settings.word_dropout)
+        outputs = model(**inputs, output_hidden_states=bool(distillation and distillation.settings.cosine))
         loss = (
             distillation.loss(self._task, outputs, inputs, labels)
             if distillation

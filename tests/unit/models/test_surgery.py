@@ -5,7 +5,7 @@ import torch
 from transformers import AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from stillhouse.errors import InputError
-from stillhouse.models.albert import Factorisation, albert_from_bert, factorise
+from stillhouse.models.albert import Factorisation, albert_from_bert, evenly_spaced_layers, factorise
 from stillhouse.models.checkpoints import parameter_count
 from stillhouse.models.distilbert import alternate_layers, parse_layers, student_from_bert
 
@@ -135,6 +135,21 @@ def test_an_albert_shares_one_block_and_keeps_pooler_and_classifier(teacher: Ber
     mean = torch.stack([layer.intermediate.dense.weight for layer in teacher.bert.encoder.layer]).mean(0)
     block = student.albert.encoder.albert_layer_groups[0].albert_layers[0]
     assert torch.allclose(block.ffn.weight, mean, atol=1e-6)
+
+
+def test_an_albert_may_apply_its_block_less_often(teacher: BertForSequenceClassification):
+    student, _ = albert_from_bert(teacher, embedding_size=8, layers=2)
+    with torch.no_grad():
+        states = student(**batch(), output_hidden_states=True).hidden_states
+    assert len(states) == 1 + 2
+    assert parameter_count(student) == parameter_count(albert_from_bert(teacher, embedding_size=8)[0])
+
+
+def test_layers_are_followed_at_the_same_share_of_the_depth():
+    assert evenly_spaced_layers(3, 6) == (2, 4, 6)
+    assert evenly_spaced_layers(6, 6) == (1, 2, 3, 4, 5, 6)
+    assert evenly_spaced_layers(4, 6) == (2, 3, 5, 6)
+    assert evenly_spaced_layers(8, 6)[-1] == 6
 
 
 @pytest.mark.parametrize("size", [0, 33])

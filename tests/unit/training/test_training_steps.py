@@ -15,7 +15,7 @@ import pytest
 
 from stillhouse.artifacts import DatasetManifest, ModelManifest, SplitInfo
 from stillhouse.errors import InputError
-from stillhouse.training import DistillationWeights, DistillConfig, FinetuneConfig, steps
+from stillhouse.training import DistillationSettings, DistillConfig, FinetuneConfig, steps
 
 SCRATCH = "scratch://bert?num_hidden_layers=2&hidden_size=32&num_attention_heads=2&intermediate_size=64&vocab_size=200"
 GOOD, BAD = ["fine", "lovely", "superb", "warm"], ["awful", "dull", "broken", "cold"]
@@ -85,7 +85,9 @@ def test_a_student_follows_the_teacher(teacher: Path, dataset: Path, tmp_path: P
 
 
 def test_an_albert_made_from_the_teacher_recovers(teacher: Path, dataset: Path, tmp_path: Path):
-    config = finetune_config(name="albert", checkpoint="teacher://", embedding_size=8, weights=DistillationWeights())
+    config = finetune_config(
+        name="albert", checkpoint="teacher://", embedding_size=8, layers=1, distillation=DistillationSettings()
+    )
     manifest = steps.finetune(config, dataset_dir=dataset, output_dir=tmp_path / "albert", teacher_dir=teacher)
     assert manifest.metrics["accuracy"] >= 0.95
     assert (manifest.family, manifest.recipe) == ("albert", "factorised from the teacher")
@@ -94,9 +96,9 @@ def test_an_albert_made_from_the_teacher_recovers(teacher: Path, dataset: Path, 
 
 def test_the_soft_term_alone_teaches(teacher: Path, dataset: Path, tmp_path: Path):
     # Without labels in the loss, only the teacher can be the source of what the student knows.
-    weights = DistillationWeights(hard=0, soft=1, cosine=0)
+    settings = DistillationSettings(hard=0, soft=1, cosine=0)
     config = DistillConfig(
-        name="student", epochs=3, learning_rate=2e-3, max_length=16, evaluations_per_epoch=1, weights=weights
+        name="student", epochs=3, learning_rate=2e-3, max_length=16, evaluations_per_epoch=1, distillation=settings
     )
     manifest = steps.distill(config, dataset_dir=dataset, teacher_dir=teacher, output_dir=tmp_path / "student")
     assert manifest.metrics["accuracy"] >= 0.9
