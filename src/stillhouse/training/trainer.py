@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Distillation", "TaskTrainer", "train"]
 
 _log = logging.getLogger(__name__)
+_ONE_THREAD_WIDTH = 128
+"""Hidden size up to which a CPU trains faster on one thread: the matrices are too small to share, and threads that wait
+for one another spin, many times slower on a machine that does anything else."""
 
 
 class Distillation:
@@ -145,6 +148,8 @@ def train(
     steps_per_epoch = math.ceil(len(train_rows) / (config.batch_size * config.gradient_accumulation_steps))
     interval = max(1, math.ceil(steps_per_epoch / config.evaluations_per_epoch))
     on_gpu = torch.cuda.is_available()
+    if not on_gpu and model.config.hidden_size <= _ONE_THREAD_WIDTH:
+        torch.set_num_threads(1)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
     arguments = TrainingArguments(
         output_dir=str(store.folder),
