@@ -40,8 +40,8 @@ def settings(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {
         "data": write_reviews(tmp_path_factory.mktemp("source") / "reviews.csv", 1500),
         "text_column": "review", "label_column": "verdict", "model_name": "verdicts", "max_length": 64,
-        "teacher_epochs": 1, "student_epochs": 1, "albert_epochs": 0.5, "evaluations_per_epoch": 1,
-        "bootstrap_samples": 200, "policy": "real-time", "min_retention": 0.9,
+        "teacher_epochs": 3, "student_epochs": 2, "albert_epochs": 0.5, "evaluations_per_epoch": 1,
+        "bootstrap_samples": 200, "policy": "real-time", "min_retention": 0.8,
         "grpc_port": ports.grpc, "http_port": ports.http, "metrics_port": ports.metrics,
     }  # fmt: skip
 
