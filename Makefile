@@ -44,5 +44,6 @@ docs: $(INSTALLED) ## Write the generated docs and the compiled pipelines again
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): the first time, this takes some minutes and 3 GB."
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

@@ -1,6 +1,6 @@
 """Where rows come from: the grammar of a location, and the files that stand behind it.
 
-    path, file://, s3://, gs://, abfs://, https://     one file, or a folder of files of one format
+    path, file://, s3://, gs://, https://              one file, or a folder of files of one format
     hub://owner/name[@revision][:config]               a dataset of the Hugging Face hub (hub:///folder: a local copy)
     demo://reviews[?rows=N&seed=S]                     the built-in generator
 
@@ -37,7 +37,7 @@ SPLIT_PARAMETERS = {"train": "data", "validation": "validation_data", "test": "t
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 """File format by suffix; all but Parquet may carry `.gz` after it."""
 
-FILE_SCHEMES = ("", "file", "s3", "gs", "gcs", "abfs", "az", "https", "http")
+FILE_SCHEMES = ("", "file", "s3", "gs", "gcs", "https", "http")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _HUB = re.compile(
     r"^hub://(?P<path>/[^@:]+|[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?(?::(?P<config>[\w.-]+))?$"
@@ -142,7 +142,7 @@ def check_location(parameter: str, location: str) -> list[Problem]:
             Problem(
                 parameter,
                 f"{public_name(location)!r} has the unknown scheme {scheme}://.",
-                "Give a path, or one of s3://, gs://, abfs://, https://, hub://, demo://.",
+                "Give a path, or one of s3://, gs://, https://, hub://, demo://.",
             )
         ]
     return []
