@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow check bench docs
+.PHONY: help demo test test-fast test-slow check bench docs constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,9 +41,14 @@ docs: $(INSTALLED) ## Write the generated docs and the compiled pipelines again
 	$(BIN)/stillhouse compile --output pipelines/compiled/train_and_deploy.yaml
 	$(BIN)/python docs/generate.py
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): the first time, this takes some minutes and 3 GB."
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
+
+constraints: $(INSTALLED) ## Write down the installed versions as the tested ones
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip list --format=freeze --exclude-editable \
+		| sed -E '/^(pip|setuptools|wheel)==/d; s/\+[a-z0-9.]+$$//; s/$$/; python_version >= "3.11"/'; } > constraints.new
+	mv constraints.new constraints.txt
