@@ -36,7 +36,12 @@ class Run:
         return {e["step"] for e in self.events() if e["event"] == event and e["step"] != "run"}
 
     def result(self, step: str) -> dict[str, Any]:
-        return next(e["values"] for e in self.events() if e["event"] == "result" and e["step"] == step)
+        """Everything that the step reported for the summary."""
+        values: dict[str, Any] = {}
+        for event in self.events():
+            if event["event"] == "result" and event["step"] == step:
+                values |= event["values"]
+        return values
 
     def evaluation(self) -> dict[str, Any]:
         return json.loads((Path(self.result("register")["evaluation_dir"]) / "evaluation.json").read_text())

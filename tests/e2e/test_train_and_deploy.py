@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_the_registered_version_loads_back(first: Run, home: Home):
         "model = mlflow.pyfunc.load_model('models:/verdicts@champion')\n"
         "print(list(model.predict(['An excellent, warm and generous place.'])['label']))\n"
     )
-    done = subprocess.run(["python", "-c", code], capture_output=True, text=True, env=home.environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=home.environment)
     assert done.stdout.strip().endswith("['positive']"), done.stderr
 
 
