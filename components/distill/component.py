@@ -64,6 +64,7 @@ def distill(
     """
     from pathlib import Path
 
+    from stillhouse.components.metrics import log_metrics
     from stillhouse.progress import step
     from stillhouse.training import DistillationSettings, DistillConfig, steps
 
@@ -86,6 +87,5 @@ def distill(
             output_dir=Path(model.path),
             step=watch,
         )
-        for key, value in manifest.metrics.items():
-            metrics.log_metric(key, value)
+        log_metrics(metrics, manifest.metrics)
         model.metadata.update({"family": manifest.family, "parameters": manifest.parameters, "recipe": manifest.recipe})

@@ -43,6 +43,7 @@ def evaluate(
     import shutil
     from pathlib import Path
 
+    from stillhouse.components.metrics import log_confusion_matrix, log_metrics
     from stillhouse.evaluation import evaluate as library
     from stillhouse.progress import step
 
@@ -59,9 +60,6 @@ def evaluate(
             output_dir=output,
             step=watch,
         )
-        for key, value in library.scalar_metrics(manifest).items():
-            metrics.log_metric(key, value)
-        labels, counts = library.confusion_matrix(manifest)
-        if labels:
-            confusion.log_confusion_matrix(labels, counts)
+        log_metrics(metrics, library.scalar_metrics(manifest))
+        log_confusion_matrix(confusion, *library.confusion_matrix(manifest))
         shutil.copyfile(output / "report.html", report.path)

@@ -70,6 +70,7 @@ def finetune(
     """
     from pathlib import Path
 
+    from stillhouse.components.metrics import log_metrics
     from stillhouse.progress import step
     from stillhouse.training import DistillationSettings, FinetuneConfig, steps
 
@@ -92,6 +93,5 @@ def finetune(
             teacher_dir=Path(teacher.path) if teacher and checkpoint == "teacher://" else None,
             step=watch,
         )
-        for key, value in manifest.metrics.items():
-            metrics.log_metric(key, value)
+        log_metrics(metrics, manifest.metrics)
         model.metadata.update({"family": manifest.family, "parameters": manifest.parameters, "recipe": manifest.recipe})

@@ -39,6 +39,7 @@ def package(
     from pathlib import Path
 
     from stillhouse.artifacts import PackageManifest
+    from stillhouse.components.metrics import log_metrics
     from stillhouse.export import PackageConfig
     from stillhouse.export.package import package_model
     from stillhouse.progress import step
@@ -52,8 +53,10 @@ def package(
         manifest = package_model(
             config, model_dir=Path(model.path), dataset_dir=Path(dataset.path), output_dir=root, step=watch
         )
+        figures = {}
         for precision in manifest.precisions:
             one = PackageManifest.load(root / precision)
-            metrics.log_metric(f"{precision}_megabytes", round(one.bytes / 1e6, 1))
-            metrics.log_metric(f"{precision}_max_difference", one.parity["max_difference"])
+            figures[f"{precision}_megabytes"] = round(one.bytes / 1e6, 1)
+            figures[f"{precision}_max_difference"] = one.parity["max_difference"]
+        log_metrics(metrics, figures)
         packages.metadata.update({"precisions": ",".join(manifest.precisions), "refused": str(manifest.refused)})
