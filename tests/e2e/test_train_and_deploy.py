@@ -155,7 +155,7 @@ def test_a_killed_run_continues_where_it_was(make_home: Callable[[str], Home], t
     home = make_home(f"killed-{kill.name}")
     settings = {
         "data": write_reviews(tmp_path / "reviews.csv", 700), "text_column": "review", "label_column": "verdict",
-        "max_train_rows": 500, "teacher_epochs": 1, "albert_epochs": 1, "student_epochs": 40,
+        "max_train_rows": 500, "teacher_epochs": 1, "albert_epochs": 1, "student_epochs": 15,
         "early_stopping_patience": 0, "bootstrap_samples": 200,
     }  # fmt: skip
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
