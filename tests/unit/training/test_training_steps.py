@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,9 +131,11 @@ def test_texts_longer_than_the_models_positions_are_refused(dataset: Path, tmp_p
 
 
 TRAIN = """
+import logging
 import sys
 from pathlib import Path
 from stillhouse.training import FinetuneConfig, steps
+logging.basicConfig(level=logging.INFO)
 checkpoint, dataset, output, checkpoints = sys.argv[1:]
 steps.finetune(
     FinetuneConfig(name="teacher", checkpoint=checkpoint, epochs=30, learning_rate=1e-3, max_length=16,
@@ -159,8 +162,12 @@ def test_a_killed_training_continues_from_its_last_checkpoint(dataset: Path, tmp
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     history = json.loads((tmp_path / "out" / "history.json").read_text())
     assert ModelManifest.load(tmp_path / "out").metrics["accuracy"] >= 0.95
-    # The second process reports only the steps it took itself: those after the checkpoint.
-    assert f"checkpoint-{reached}" in done.stderr or f"checkpoint-{reached}" in done.stdout
+    # The newest checkpoint may have been cut off by the kill; then the one before it is taken.
+    resumed = re.search(r"continuing from .*checkpoint-(\d+)", done.stderr)
+    assert resumed is not None
+    assert 16 <= reached - 16 <= int(resumed[1]) <= reached
+    first_epoch = float(re.search(r"'epoch': '([0-9.]+)'", done.stdout)[1])
+    assert first_epoch > int(resumed[1]) / 16
     assert max(entry["step"] for entry in history) == 30 * 16
     # Once the model is written, its checkpoints are gone.
     assert not list(tmp_path.glob("checkpoints/*/checkpoint-*"))
