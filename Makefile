@@ -50,5 +50,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 constraints: $(INSTALLED) ## Write down the installed versions as the tested ones
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip list --format=freeze --exclude-editable \
-		| sed -E '/^(pip|setuptools|wheel)==/d; s/\+[a-z0-9.]+$$//; s/$$/; python_version >= "3.11"/'; } > constraints.new
+		| sed -E '/^(pip|setuptools|wheel)==/d; s/\+[a-z0-9.]+$$//; s/$$/; python_version == "3.11" or python_version == "3.12"/'; } > constraints.new
 	mv constraints.new constraints.txt
