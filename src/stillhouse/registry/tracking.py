@@ -18,6 +18,7 @@ from stillhouse.state import TRACKING_VARIABLE
 __all__ = [
     "absolute_uri",
     "as_default",
+    "form_problems",
     "load_mlflow",
     "redact",
     "registry_errors",
