@@ -19,8 +19,17 @@ _TYPES: dict[int, type] = {
     pipeline_spec_pb2.ParameterType.NUMBER_INTEGER: int,
     pipeline_spec_pb2.ParameterType.NUMBER_DOUBLE: float,
     pipeline_spec_pb2.ParameterType.BOOLEAN: bool,
+    pipeline_spec_pb2.ParameterType.STRUCT: dict,
+    pipeline_spec_pb2.ParameterType.LIST: list,
 }
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a JSON object",
+    list: "a JSON list",
+}
 
 
 @dataclass(frozen=True)
@@ -114,8 +123,8 @@ def _convert(value: Any, wanted: type) -> Any:
             value = json.loads(value.strip().lower() if wanted is bool else value)
         except json.JSONDecodeError:
             raise ValueError(value) from None
-    if wanted is bool:
-        if not isinstance(value, bool):
+    if wanted in (bool, dict, list):
+        if not isinstance(value, wanted):
             raise ValueError(value)
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):

@@ -57,9 +57,21 @@ def inspect_source(
     model_name: str,
     tracking_uri: str,
     deploy_target: str,
+    promotion: str,
+    significance: float,
+    deploy_conflict: str,
+    skip_unchanged: bool,
     grpc_port: int,
     http_port: int,
     metrics_port: int,
+    checkpoint_dir: str,
+    num_nodes: int,
+    gpus_per_node: int,
+    gpu_type: str,
+    train_cpu: str,
+    train_memory: str,
+    node_selector: dict,
+    tolerations: list,
 ) -> NamedTuple(
     "Inspection",
     [
@@ -68,12 +80,13 @@ def inspect_source(
         ("train_version", str),
         ("package_version", str),
         ("evaluate_version", str),
+        ("gpus", str),
     ],
 ):
     """Check every parameter of the run and read its source through once; never cached.
 
     All problems are reported at once. The outputs are what makes caching sound: a fingerprint of the source's present
-    content, and the version of the code behind each cached step.
+    content, and the version of the code behind each cached step. `gpus` is what a training step's own pod needs.
 
     Args:
         task: See the pipeline's parameter of that name; so are all others.
@@ -92,4 +105,5 @@ def inspect_source(
         versions["train"],
         versions["package"],
         versions["evaluate"],
+        found.gpus,
     )

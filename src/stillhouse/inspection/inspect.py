@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from stillhouse.data.config import DataConfig
@@ -17,9 +17,10 @@ from stillhouse.progress import Step
 from stillhouse.registry.tracking import uri_problems
 from stillhouse.tasks import TASKS, get_task
 from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
+from stillhouse.training.scale import ScaleConfig
 from stillhouse.versions import step_versions
 
-__all__ = ["Inspection", "data_config", "inspect_run", "parameter_problems"]
+__all__ = ["Inspection", "data_config", "inspect_run", "parameter_problems", "scale_config"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Inspection:
     """Of the source's present content."""
     versions: dict[str, str]
     """Code version of each kind of cached step."""
+    gpus: str
+    """GPUs that a training step's own pod needs: none where the training runs in pods of its own."""
 
 
 def data_config(parameters: Mapping[str, Any]) -> DataConfig:
@@ -43,6 +46,11 @@ def data_config(parameters: Mapping[str, Any]) -> DataConfig:
     names = ("task", "data", "validation_data", "test_data", "max_train_rows", "max_validation_rows", "max_test_rows",
              "validation_fraction", "test_fraction", "seed")  # fmt: skip
     return DataConfig(schema=schema, **{name: p[name] for name in names})
+
+
+def scale_config(parameters: Mapping[str, Any]) -> ScaleConfig:
+    """What training asks of a cluster, from the pipeline's flat parameters."""
+    return ScaleConfig(**{field.name: parameters[field.name] for field in fields(ScaleConfig)})
 
 
 def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
@@ -109,6 +117,7 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
             metrics_port=p["metrics_port"],
         ).problems,
         lambda: uri_problems(p["tracking_uri"]),
+        scale_config(p).problems,
     ]
     found: list[Problem] = []
     for check in checks:
@@ -135,4 +144,4 @@ def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> I
         found.extend(error.problems)
     if found:
         raise InputError(dict.fromkeys(found))
-    return Inspection(fingerprint, step_versions())
+    return Inspection(fingerprint, step_versions(), str(scale_config(parameters).step_gpus))
