@@ -5,8 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+IMAGES := train ops
+REGISTRY ?= $(shell sed -n 's/^REGISTRY = "\(.*\)"/\1/p' components/images.py)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/stillhouse/__init__.py)
+TAG ?= $(VERSION)
+REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow check bench docs constraints
+.PHONY: help demo test test-fast test-slow check bench images $(IMAGES:%=image-%) docs constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,13 +38,19 @@ check: $(INSTALLED) ## Check style, types, generated docs and compiled pipelines
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/stillhouse compile --check
 
 bench: $(INSTALLED) ## Measure again what the README claims, one script per claim
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
+images: $(IMAGES:%=image-%) ## Build the container images (REGISTRY, TAG, TORCH_INDEX_URL, DOCKER_BUILD_FLAGS)
+	@docker image ls --filter reference='$(REGISTRY)/stillhouse-*:$(TAG)' --format '{{.Repository}}:{{.Tag}}  {{.Size}}'
+
+image-train: BUILD_ARGS = --build-arg TORCH_INDEX_URL='$(TORCH_INDEX_URL)'
+$(IMAGES:%=image-%): image-%:
+	docker build $(DOCKER_BUILD_FLAGS) $(BUILD_ARGS) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+		--file images/$*/Dockerfile --tag $(REGISTRY)/stillhouse-$*:$(TAG) .
+
 docs: $(INSTALLED) ## Write the generated docs and the compiled pipelines again
-	$(BIN)/stillhouse compile --output pipelines/compiled/train_and_deploy.yaml
 	$(BIN)/python docs/generate.py
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -3,6 +3,7 @@
     docs/cli.md                   from `--help` of every command
     docs/parameters.md            from the pipeline's signature and docstring, and the presets
     components/*/README.md        from each component's signature and docstring
+    pipelines/compiled/*.yaml     the pipeline, compiled for each cluster that comes with the release
 
 Usage: python docs/generate.py [--check]
 
@@ -142,11 +143,26 @@ def _kind(name: str) -> str:
     )
 
 
+def compiled(cluster_name: str) -> str:
+    """The pipeline as `stillhouse compile --cluster` prints it."""
+    from stillhouse.pipelines.compiling import compiled_yaml, load_cluster
+    from stillhouse.pipelines.parameters import arguments_for
+
+    cluster = load_cluster(cluster_name)
+    defaults, problems = arguments_for(cluster.preset, [], cluster=cluster.defaults(), complete=False)
+    assert not problems, problems
+    return compiled_yaml(cluster, defaults)
+
+
 def documents() -> dict[Path, str]:
     """All generated files by path."""
+    from stillhouse.pipelines.compiling import cluster_names
+
     found = {ROOT / "docs" / "cli.md": command_line(), ROOT / "docs" / "parameters.md": parameter_reference()}
     for path in sorted((ROOT / "components").glob("*/component.py")):
         found[path.with_name("README.md")] = component_readme(path.parent.name)
+    for name in cluster_names():
+        found[ROOT / "pipelines" / "compiled" / f"train_and_deploy-{name}.yaml"] = compiled(name)
     return found
 
 

@@ -1,7 +1,7 @@
 """`python -m stillhouse.pipelines`: what the `stillhouse` command starts, since the library itself knows no kfp.
 
 run      run the main pipeline on this machine
-compile  print the compiled pipeline
+compile  print the pipeline, compiled for a cluster
 """
 
 import argparse
@@ -9,8 +9,9 @@ import logging
 import sys
 from pathlib import Path
 
+from stillhouse.cli.output import print_error
 from stillhouse.errors import InputError, StillhouseError
-from stillhouse.pipelines.compiling import compiled_yaml
+from stillhouse.pipelines.compiling import compiled_yaml, load_cluster
 from stillhouse.pipelines.local import end_with_parent, fail, local_defaults, run_locally
 from stillhouse.pipelines.parameters import arguments_for
 
@@ -23,11 +24,13 @@ def main() -> int:
     run.add_argument("--preset", default="demo")
     run.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE")
     run.add_argument("--run-dir", type=Path, required=True)
-    commands.add_parser("compile")
+    compile_ = commands.add_parser("compile")
+    compile_.add_argument("--cluster", default="gpu")
+    compile_.add_argument("--preset", default="")
+    compile_.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE")
     options = parser.parse_args()
     if options.command == "compile":
-        sys.stdout.write(compiled_yaml())
-        return 0
+        return _compile(options.cluster, options.preset, options.settings)
     end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -45,6 +48,22 @@ def main() -> int:
     except StillhouseError as error:
         fail(error)
         print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _compile(cluster_name: str, preset: str, settings: list[str]) -> int:
+    """Print the pipeline, compiled for a cluster; without a preset, it takes the cluster's."""
+    try:
+        cluster = load_cluster(cluster_name)
+        defaults, problems = arguments_for(
+            preset or cluster.preset, settings, cluster=cluster.defaults(), complete=False
+        )
+        if problems:
+            raise InputError(problems)
+        sys.stdout.write(compiled_yaml(cluster, defaults))
+    except StillhouseError as error:
+        print_error(error)
         return error.exit_code
     return 0
 

@@ -78,10 +78,18 @@ def read_preset(name: str) -> dict[str, Any]:
     return values
 
 
-def arguments_for(preset: str, settings: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:
+def arguments_for(
+    preset: str, settings: Iterable[str], *, cluster: Mapping[str, Any] | None = None, complete: bool = True
+) -> tuple[dict[str, Any], list[Problem]]:
     """The pipeline's arguments from a preset and `key=value` settings, and everything wrong with them.
 
     What is wrong is left out of the arguments, so that the rest can still be checked.
+
+    Args:
+        preset: name of a preset.
+        settings: what goes before the preset.
+        cluster: values that go before the preset, and after the settings.
+        complete: whether every parameter without a default must be given.
     """
     known = parameters()
     found: list[Problem] = []
@@ -91,7 +99,7 @@ def arguments_for(preset: str, settings: Iterable[str]) -> tuple[dict[str, Any],
     except InputError as error:
         found.extend(error.problems)
         given = read_preset("demo")  # so that the rest can be checked without reaching for a hub
-    texts: dict[str, Any] = dict(given)
+    texts: dict[str, Any] = {**given, **(cluster or {})}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -109,7 +117,7 @@ def arguments_for(preset: str, settings: Iterable[str]) -> tuple[dict[str, Any],
             values[name] = _convert(value, known[name].type)
         except ValueError:
             found.append(Problem(name, f"{value!r} is not {_WORDS[known[name].type]}.", "Correct the value."))
-    if "data" not in values and not any(p.where == "data" for p in found):
+    if complete and "data" not in values and not any(p.where == "data" for p in found):
         found.append(Problem("data", "is not given.", "Name a file, a folder, hub://OWNER/NAME or demo://reviews."))
     return values, found
 

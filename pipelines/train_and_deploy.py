@@ -7,9 +7,10 @@
 The ALBERT comes after the teacher, since with `albert=teacher://` it is made from it; it trains beside the student.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import docstring_parser
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
@@ -40,7 +41,6 @@ class Cluster(Protocol):
 def define(cluster: Cluster | None = None) -> BaseComponent:
     """The pipeline; with a `cluster`, its steps carry what they need there."""
 
-    @dsl.pipeline(name="stillhouse-train-and-deploy", display_name="Train, distil, compare and deploy")
     def train_and_deploy(
         data: str,
         text_column: str = "text",
@@ -245,7 +245,19 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             )  # fmt: skip
             cluster.apply(tasks, resources)
 
-    return train_and_deploy
+    pipeline = dsl.pipeline(
+        name="stillhouse-train-and-deploy",
+        display_name="Train, distil, compare and deploy",
+        description=_description(train_and_deploy),
+    )
+    return pipeline(train_and_deploy)
+
+
+def _description(function: Callable[..., Any]) -> str:
+    """The docstring with its parameters, since the Kubeflow UI shows a pipeline's description, but not theirs."""
+    parsed = docstring_parser.parse(function.__doc__ or "")
+    lines = [f"- {entry.arg_name}: {entry.description}" for entry in parsed.params]
+    return "\n".join([parsed.short_description or "", "", "Parameters:", *lines])
 
 
 train_and_deploy = define()

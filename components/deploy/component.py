@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from stillhouse.components.images import TRAIN_IMAGE
+from stillhouse.components.images import OPS_IMAGE
 
 
-@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=OPS_IMAGE, install_kfp_package=False)
 def deploy(
     model_name: str,
     version: str,

@@ -4,19 +4,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from google.protobuf import json_format
 from kfp.components import load_component_from_text
+from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
+from kfp.pipeline_spec import pipeline_spec_pb2
 
-from stillhouse.components.images import TRAIN_IMAGE
-from stillhouse.pipelines.compiling import COMPILED, compiled_yaml
+from stillhouse.components.images import OPS_IMAGE, TRAIN_IMAGE
+from stillhouse.pipelines.compiling import cluster_names, compiled_yaml, load_cluster
 from stillhouse.pipelines.local import LocalSteps
+from stillhouse.pipelines.parameters import arguments_for
 from stillhouse.pipelines.train_and_deploy import train_and_deploy
 
-GOLDEN = Path(__file__).resolve().parents[2] / "pipelines" / "compiled" / COMPILED
+COMPILED = Path(__file__).resolve().parents[2] / "pipelines" / "compiled"
 
 
-@pytest.fixture(scope="module")
-def text() -> str:
-    return compiled_yaml()
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def text(request: pytest.FixtureRequest) -> str:
+    return (COMPILED / f"train_and_deploy-{request.param}.yaml").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +28,48 @@ def spec(text: str) -> dict:
     return next(yaml.safe_load_all(text))
 
 
-def test_the_compiled_pipeline_in_the_tree_is_current(text: str):
-    assert GOLDEN.read_text(encoding="utf-8") == text, "run `make docs` and commit what changed"
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_compiled_pipeline_in_the_tree_is_current(name: str):
+    cluster = load_cluster(name)
+    defaults, problems = arguments_for(cluster.preset, [], cluster=cluster.defaults(), complete=False)
+    assert problems == []
+    now = compiled_yaml(cluster, defaults)
+    kept = (COMPILED / f"train_and_deploy-{name}.yaml").read_text(encoding="utf-8")
+    assert kept == now, "run `make docs` and commit what changed"
+
+
+def test_there_is_one_for_each_cluster():
+    assert {f"train_and_deploy-{name}.yaml" for name in cluster_names()} == {p.name for p in COMPILED.iterdir()}
 
 
 def test_kfp_loads_it_again(text: str):
     loaded = load_component_from_text(text)
     assert loaded.name == "stillhouse-train-and-deploy"
+
+
+def test_it_is_a_pipeline_spec_and_a_platform_spec(text: str):
+    pipeline, platform = yaml.safe_load_all(text)
+    read = json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
+    executors = {name for name, e in read.deployment_spec.fields["executors"].struct_value.fields.items()}
+    kubernetes = json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec()).platforms["kubernetes"]
+    configured = kubernetes.deployment_spec.executors
+    assert set(configured) == executors
+    for name, config in configured.items():
+        # The executor configuration is a free-form struct there; kfp-kubernetes knows its fields.
+        json_format.ParseDict(json_format.MessageToDict(config), KubernetesExecutorConfig())
+        assert config.fields["activeDeadlineSeconds"], name
+
+
+def test_the_form_needs_data_two_columns_and_a_model_name_only(spec: dict):
+    inputs = spec["root"]["inputDefinitions"]["parameters"]
+    assert [name for name, given in inputs.items() if not given.get("isOptional")] == ["data"]
+    assert inputs["deploy_target"]["defaultValue"] == "none"
+
+
+def test_the_pipeline_s_description_lists_the_parameters(spec: dict):
+    description = spec["pipelineInfo"]["description"]
+    for name, given in spec["root"]["inputDefinitions"]["parameters"].items():
+        assert f"- {name}: {given['description']}" in description
 
 
 def test_tasks_have_display_names_and_the_release_s_image(spec: dict):
@@ -40,7 +79,7 @@ def test_tasks_have_display_names_and_the_release_s_image(spec: dict):
                      "Package teacher", "Package student", "Package ALBERT", "Evaluate and choose", "Register",
                      "Deploy"}  # fmt: skip
     images = {e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values()}
-    assert images == {TRAIN_IMAGE}
+    assert images == {TRAIN_IMAGE, OPS_IMAGE}
 
 
 def test_what_must_not_be_cached_is_not(spec: dict):

@@ -22,7 +22,7 @@ def test_the_names_that_users_learn_first():
     assert set(fixed.split()) <= set(parameters())
 
 
-@pytest.mark.parametrize("name", ["base", "demo", "large", "tiny"])
+@pytest.mark.parametrize("name", ["base", "demo", "large", "small", "tiny"])
 def test_every_preset_parses_to_known_parameters_of_the_right_type(name: str):
     assert name in preset_names()
     values, problems = arguments_for(name, ["data=x.csv"])
@@ -59,5 +59,5 @@ def test_data_must_be_given_where_the_preset_has_none():
 
 
 def test_an_unknown_preset_names_the_known():
-    with pytest.raises(InputError, match="base, demo, large, tiny"):
+    with pytest.raises(InputError, match="base, demo, large, small, tiny"):
         read_preset("huge")

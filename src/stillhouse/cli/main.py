@@ -38,6 +38,14 @@ app = typer.Typer(
     ),
 )
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Give one parameter another value. May be given many times."),
+]
+Cluster = Annotated[
+    str,
+    typer.Option("--cluster", "-c", metavar="NAME|FILE", help="`gpu`, `cpu`, or a file that describes your cluster."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
 
 
@@ -61,12 +69,7 @@ def run(
     preset: Annotated[
         str, typer.Option("--preset", "-p", metavar="NAME", help="Preset that the parameters start from.")
     ] = "demo",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="Give one parameter another value. May be given many times."
-        ),
-    ] = None,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole pipeline on this machine.
@@ -89,22 +92,32 @@ def run(
 
 @app.command("compile")
 def compile_(
+    cluster: Cluster = "gpu",
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            "-p",
+            metavar="NAME",
+            help="Preset that the defaults come from.  [default: the cluster's]",
+            show_default=False,
+        ),
+    ] = "",
+    settings: Settings = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not standard output.")
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail unless the release carries the same.")
-    ] = False,
 ) -> None:
     """Compile the pipeline for Kubeflow.
 
-    Prints the IR YAML that Kubeflow Pipelines takes. Its parameters are those of `stillhouse run --set`.
+    Prints the IR YAML that Kubeflow Pipelines takes. Its parameters are those of `stillhouse run --set`; presets and
+    settings become their defaults. What a cluster fixes is described in docs/operations.md.
     """
     from stillhouse.cli.compile import compile_pipeline
     from stillhouse.cli.extras import require
 
     require("kfp", "train", "`stillhouse compile`")
-    raise typer.Exit(compile_pipeline(output, check=check))
+    raise typer.Exit(compile_pipeline(cluster, preset, settings or [], output))
 
 
 @app.command()

@@ -212,30 +212,18 @@ def test_report_before_any_run(run_main: Main, capsys: pytest.CaptureFixture[str
     assert "stillhouse run" in capsys.readouterr().err
 
 
-@pytest.fixture
-def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that prints `a`, `b`, `c`, and the release's copy of what it prints."""
+def test_compile_prints_or_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", r"print('a\nb\nc')"]
-    monkeypatch.setattr("stillhouse.cli.compile.pipelines_command", lambda *arguments: command)
-    monkeypatch.setattr("stillhouse.cli.compile.golden_path", lambda: tmp_path / "golden.yaml")
-    return tmp_path / "golden.yaml"
-
-
-def test_compile_prints_or_writes(compiler: Path, tmp_path: Path) -> None:
-    assert CliRunner().invoke(app, ["compile"], catch_exceptions=False).stdout == "a\nb\nc\n"
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "stillhouse.cli.compile.pipelines_command", lambda *arguments: asked.extend(arguments) or command
+    )
+    options = ["--cluster", "cpu", "--preset", "tiny", "--set", "seed=7"]
+    assert CliRunner().invoke(app, ["compile", *options], catch_exceptions=False).stdout == "a\nb\nc\n"
+    assert asked == ["compile", *options]
     target = tmp_path / "new" / "pipeline.yaml"
     CliRunner().invoke(app, ["compile", "--output", str(target)], catch_exceptions=False)
     assert target.read_text() == "a\nb\nc\n"
-
-
-def test_compile_check_shows_the_difference(compiler: Path) -> None:
-    compiler.write_text("a\nb\nc\n")
-    assert CliRunner().invoke(app, ["compile", "--check"], catch_exceptions=False).exit_code == 0
-    compiler.write_text("a\nx\nc\n")
-    result = CliRunner().invoke(app, ["compile", "--check"], catch_exceptions=False)
-    assert result.exit_code == 1
-    assert "-x" in result.stderr.splitlines() and "+b" in result.stderr.splitlines()
-    assert compiler.read_text() == "a\nx\nc\n"
 
 
 def test_compile_that_fails_says_so(

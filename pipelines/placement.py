@@ -1,0 +1,218 @@
+"""What a cluster adds to the steps of a pipeline: images, resources, secrets, volumes, retries and timeouts.
+
+A cluster is described by one YAML file, `clusters/gpu.yaml` for example. What is in it is fixed when the pipeline is
+compiled; what may differ from run to run (GPUs, CPUs and memory of the training, and the nodes it runs on) are
+parameters of the pipeline, whose defaults the file may set.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from kfp import dsl, kubernetes
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from stillhouse import __version__
+from stillhouse.components import images
+from stillhouse.errors import InputError, Problem
+
+__all__ = ["Cluster", "cluster_names", "load_cluster"]
+
+CACHE_MOUNT = "/cache"
+CHECKPOINTS_MOUNT = "/checkpoints"
+STEPS = (
+    "inspect_source",
+    "prepare_data",
+    "finetune",
+    "distill",
+    "package",
+    "fetch_champion",
+    "evaluate",
+    "register",
+    "deploy",
+    "notify",
+)  # fmt: skip
+_TRAINING = ("finetune", "distill")
+_DOWNLOADING = ("inspect_source", "prepare_data", "finetune")
+"""Steps that read from a model hub."""
+
+
+def _known_step(name: str) -> str:
+    if name not in STEPS:
+        raise ValueError(f"{name!r} is not a step; there are: {', '.join(STEPS)}")
+    return name
+
+
+Step = Annotated[str, AfterValidator(_known_step)]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class _Part(BaseModel):
+    """A part of the file; a field that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Images(_Part):
+    """Where the container images are pulled from."""
+
+    registry: str = images.REGISTRY
+    """Registry and path in front of the images' names."""
+    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")] = __version__
+    """This release's, where it is not given."""
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: list[Name] = []
+
+
+class Secret(_Part):
+    """A Kubernetes secret whose keys are environment variables; passed over where it, or a key, does not exist."""
+
+    name: Name
+    variables: list[Variable] = Field(min_length=1)
+    steps: list[Step] = Field(min_length=1)
+
+
+class Volumes(_Part):
+    """Persistent volume claims that exist; empty mounts none."""
+
+    cache: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    """Keeps hub downloads, at `/cache`."""
+    checkpoints: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    """Keeps resumable checkpoints, at `/checkpoints`, and makes that the default of `checkpoint_dir`."""
+
+
+class StepSettings(_Part):
+    """One step's pod. Of the steps that train, CPU and memory are parameters of the pipeline."""
+
+    cpu: Quantity = "1"
+    """CPUs requested; there is no limit, so that idle cores can be used."""
+    memory: Quantity = "2Gi"
+    """Memory requested, which is also the limit."""
+    retries: int = Field(default=2, ge=0, le=20)
+    backoff_seconds: int = Field(default=30, ge=0)
+    """Before the first retry."""
+    backoff_factor: float = Field(default=2.0, ge=1, strict=False)
+    """By which the wait grows with each retry."""
+    timeout_minutes: int = Field(default=60, ge=1)
+
+
+class Cluster(_Part):
+    """A cluster's file, as the `cluster` of `stillhouse.pipelines.train_and_deploy.define`."""
+
+    preset: str = "base"
+    """Preset that the parameters' defaults are taken from."""
+    parameters: dict[str, Any] = {}
+    """Defaults of the pipeline's parameters, before the preset's."""
+    images: Images = Images()
+    environment: dict[Variable, str] = {}
+    """Environment of every step. Not for secrets: it can be read in the compiled pipeline."""
+    secrets: list[Secret] = []
+    volumes: Volumes = Volumes()
+    steps: dict[Literal["default"] | Step, StepSettings] = {}
+    """Settings by step; `default` is for the steps, and the fields, that are not named."""
+
+    def settings(self, step: str) -> StepSettings:
+        """The settings of a step, by the name of its component."""
+        given = [self.steps[name].model_dump(exclude_unset=True) for name in ("default", step) if name in self.steps]
+        return StepSettings(**{name: value for part in given for name, value in part.items()})
+
+    def apply(self, tasks: Iterable[dsl.PipelineTask], training: Mapping[str, Any]) -> None:
+        """Set what each task needs on the cluster.
+
+        Args:
+            tasks: all tasks of the pipeline.
+            training: `cpu`, `memory`, `gpus`, `gpu_type`, `node_selector` and `tolerations` of the steps that train,
+                as parameters of the pipeline or outputs of its tasks.
+        """
+        for task in tasks:
+            step = task.component_spec.name.replace("-", "_")
+            self._apply_image(task)
+            self._apply_environment(task, step)
+            self._apply_settings(task, self.settings(step), training if step in _TRAINING else None)
+
+    def _apply_image(self, task: dsl.PipelineTask) -> None:
+        released = task.container_spec.image
+        name = released.rpartition("/")[2].partition(":")[0].removeprefix("stillhouse-")
+        task.set_container_image(images.image(name, registry=self.images.registry, tag=self.images.tag))
+        kubernetes.set_image_pull_policy(task, self.images.pull_policy)
+        if self.images.pull_secrets:
+            kubernetes.set_image_pull_secrets(task, self.images.pull_secrets)
+
+    def _apply_environment(self, task: dsl.PipelineTask, step: str) -> None:
+        for name, value in self.environment.items():
+            task.set_env_variable(name, value)
+        for secret in self.secrets:
+            if step in secret.steps:
+                keys = {name: name for name in secret.variables}
+                kubernetes.use_secret_as_env(task, secret.name, keys, optional=True)
+        if self.volumes.cache and step in _DOWNLOADING:
+            kubernetes.mount_pvc(task, self.volumes.cache, CACHE_MOUNT)
+            task.set_env_variable("HF_HOME", f"{CACHE_MOUNT}/huggingface")
+        if self.volumes.checkpoints and step in _TRAINING:
+            kubernetes.mount_pvc(task, self.volumes.checkpoints, CHECKPOINTS_MOUNT)
+
+    @staticmethod
+    def _apply_settings(task: dsl.PipelineTask, settings: StepSettings, training: Mapping[str, Any] | None) -> None:
+        cpu = training["cpu"] if training else settings.cpu
+        memory = training["memory"] if training else settings.memory
+        task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
+        if training:
+            task.set_accelerator_type(training["gpu_type"]).set_accelerator_limit(training["gpus"])
+            kubernetes.add_node_selector_json(task, training["node_selector"])
+            kubernetes.add_toleration_json(task, training["tolerations"])
+        if settings.retries:
+            task.set_retry(
+                settings.retries,
+                backoff_duration=f"{settings.backoff_seconds}s",
+                backoff_factor=settings.backoff_factor,
+                backoff_max_duration="3600s",
+            )
+        kubernetes.set_timeout(task, settings.timeout_minutes * 60)
+
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of the pipeline's parameters on this cluster, beyond the preset's."""
+        mounted = {"checkpoint_dir": CHECKPOINTS_MOUNT} if self.volumes.checkpoints else {}
+        return {**mounted, **self.parameters}
+
+
+def cluster_names() -> list[str]:
+    """Names of the clusters that come with this release."""
+    folder = importlib.resources.files("stillhouse.pipelines") / "clusters"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_cluster(name: str) -> Cluster:
+    """A cluster by the name of one that comes with this release, or by the path of a YAML file.
+
+    Raises:
+        InputError: there is no such cluster, or with everything that is wrong in the file.
+    """
+    if name in cluster_names():
+        text = (importlib.resources.files("stillhouse.pipelines") / "clusters" / f"{name}.yaml").read_text("utf-8")
+    else:
+        try:
+            text = Path(name).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            remedy = f"Choose one of: {', '.join(cluster_names())}, or give the path of a file like them."
+            raise InputError(Problem("--cluster", f"{name!r} cannot be read: {reason}.", remedy)) from None
+    try:
+        body = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        what = "is not YAML: " + " ".join(str(error).split())
+        raise InputError(Problem(name, what, "Correct the file.")) from None
+    if not isinstance(body, dict):
+        raise InputError(Problem(name, "is not a mapping.", "See `stillhouse compile --help` for an example."))
+    try:
+        return Cluster.model_validate(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        raise InputError(
+            Problem(f"{name}: {'.'.join(str(part) for part in fault['loc'])}", f"{fault['msg']}.") for fault in faults
+        ) from None

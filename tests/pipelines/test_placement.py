@@ -1,0 +1,196 @@
+"""Each setting of a cluster reaches the executor or the platform spec of the steps that it is for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stillhouse.errors import InputError
+from stillhouse.pipelines.compiling import cluster_names, compiled_yaml, load_cluster
+from stillhouse.pipelines.placement import STEPS
+
+CUSTOM = """
+parameters: {gpus_per_node: 2, node_selector: {pool: a100}}
+images: {registry: registry.example.com/ml/, tag: "2.0", pull_policy: Always, pull_secrets: [pull-me]}
+environment: {HTTPS_PROXY: "http://proxy:3128"}
+secrets:
+  - {name: hub, variables: [HF_TOKEN], steps: [finetune]}
+volumes: {cache: hub-cache, checkpoints: checkpoints}
+steps:
+  default: {cpu: 500m, memory: 3Gi, retries: 4, backoff_seconds: 5, backoff_factor: 1.5, timeout_minutes: 7}
+  evaluate: {cpu: "6", retries: 0}
+"""
+TRAINING = {"exec-finetune", "exec-finetune-2", "exec-distill"}
+
+
+class Compiled:
+    """A compiled pipeline, looked at by executor."""
+
+    def __init__(self, text: str) -> None:
+        self.spec, platform = yaml.safe_load_all(text)
+        self.containers = {n: e["container"] for n, e in self.spec["deploymentSpec"]["executors"].items()}
+        self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+    def tasks(self) -> dict[str, Any]:
+        """Every task that runs a container, by executor."""
+        dags = [self.spec["root"], *(c for c in self.spec["components"].values() if "dag" in c)]
+        found = {}
+        for dag in dags:
+            for task in dag["dag"]["tasks"].values():
+                component = self.spec["components"][task["componentRef"]["name"]]
+                if "executorLabel" in component:
+                    found[component["executorLabel"]] = task
+        return found
+
+
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    path = tmp_path_factory.mktemp("cluster") / "ours.yaml"
+    path.write_text(CUSTOM)
+    cluster = load_cluster(str(path))
+    return Compiled(compiled_yaml(cluster, cluster.defaults()))
+
+
+def test_every_step_of_the_pipeline_can_be_set(custom: Compiled):
+    components = {
+        task["componentRef"]["name"].removeprefix("comp-").rstrip("-0123456789") for task in custom.tasks().values()
+    }
+    assert {name.replace("-", "_") for name in components} == set(STEPS)
+
+
+def test_image_registry_tag_policy_and_pull_secrets(custom: Compiled):
+    assert {c["image"] for c in custom.containers.values()} == {
+        "registry.example.com/ml/stillhouse-train:2.0",
+        "registry.example.com/ml/stillhouse-ops:2.0",
+    }
+    for config in custom.platform.values():
+        assert config["imagePullPolicy"] == "Always"
+        assert [secret["secretName"] for secret in config["imagePullSecret"]] == ["pull-me"]
+
+
+def test_cpu_and_memory_of_the_light_steps_are_literals(custom: Compiled):
+    package = custom.containers["exec-package"]["resources"]
+    assert (package["resourceCpuRequest"], package["resourceMemoryRequest"]) == ("500m", "3Gi")
+    assert package["resourceMemoryLimit"] == "3Gi"
+    assert "resourceCpuLimit" not in package
+    assert custom.containers["exec-evaluate"]["resources"]["resourceCpuRequest"] == "6"
+
+
+@pytest.mark.parametrize("executor", sorted(TRAINING))
+def test_training_takes_its_resources_from_the_run_s_parameters(custom: Compiled, executor: str):
+    resources = custom.containers[executor]["resources"]
+    inputs = custom.tasks()[executor]["inputs"]["parameters"]
+
+    def source(placeholder: str) -> dict:
+        name = placeholder.removeprefix("{{$.inputs.parameters['").removesuffix("']}}")
+        return inputs[name]
+
+    assert source(resources["resourceCpuRequest"])["componentInputParameter"].endswith("train_cpu")
+    assert source(resources["resourceMemoryLimit"])["componentInputParameter"].endswith("train_memory")
+    assert source(resources["resourceMemoryRequest"])["componentInputParameter"].endswith("train_memory")
+    assert source(resources["accelerator"]["resourceType"])["componentInputParameter"].endswith("gpu_type")
+    assert "gpus" in str(source(resources["accelerator"]["resourceCount"]))
+
+
+@pytest.mark.parametrize("executor", sorted(TRAINING))
+def test_training_takes_its_nodes_from_the_run_s_parameters(custom: Compiled, executor: str):
+    config = custom.platform[executor]
+    assert config["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith("node_selector")
+    (toleration,) = config["tolerations"]
+    assert toleration["tolerationJson"]["componentInputParameter"].endswith("tolerations")
+
+
+def test_only_training_asks_for_gpus(custom: Compiled):
+    assert {n for n, c in custom.containers.items() if "accelerator" in c.get("resources", {})} == TRAINING
+
+
+def test_environment_reaches_every_step(custom: Compiled):
+    for name, container in custom.containers.items():
+        assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"], name
+
+
+def test_a_secret_reaches_the_steps_named_and_no_other(custom: Compiled):
+    having = {name for name, config in custom.platform.items() if "secretAsEnv" in config}
+    assert having == {"exec-finetune", "exec-finetune-2"}
+    (secret,) = custom.platform["exec-finetune"]["secretAsEnv"]
+    assert secret["secretName"] == "hub"
+    assert secret["optional"] is True
+    assert secret["keyToEnv"] == [{"envVar": "HF_TOKEN", "secretKey": "HF_TOKEN"}]
+
+
+def test_volumes_are_mounted_where_they_are_used(custom: Compiled):
+    mounts = {
+        name: {mount["mountPath"]: mount["constant"] for mount in config.get("pvcMount", ())}
+        for name, config in custom.platform.items()
+    }
+    assert mounts["exec-finetune"] == {"/cache": "hub-cache", "/checkpoints": "checkpoints"}
+    assert mounts["exec-distill"] == {"/checkpoints": "checkpoints"}
+    assert mounts["exec-prepare-data"] == {"/cache": "hub-cache"}
+    assert mounts["exec-deploy"] == {}
+    assert {"name": "HF_HOME", "value": "/cache/huggingface"} in custom.containers["exec-finetune"]["env"]
+    inputs = custom.spec["root"]["inputDefinitions"]["parameters"]
+    assert inputs["checkpoint_dir"]["defaultValue"] == "/checkpoints"
+
+
+def test_retries_with_backoff(custom: Compiled):
+    tasks = custom.tasks()
+    assert tasks["exec-prepare-data"]["retryPolicy"] == {
+        "maxRetryCount": 4,
+        "backoffDuration": "5s",
+        "backoffFactor": 1.5,
+        "backoffMaxDuration": "3600s",
+    }
+    assert "retryPolicy" not in tasks["exec-evaluate"]
+
+
+def test_timeouts(custom: Compiled):
+    assert {config["activeDeadlineSeconds"] for config in custom.platform.values()} == {"420"}
+
+
+def test_defaults_of_the_run_s_parameters(custom: Compiled):
+    inputs = custom.spec["root"]["inputDefinitions"]["parameters"]
+    assert inputs["gpus_per_node"]["defaultValue"] == 2
+    assert inputs["node_selector"]["defaultValue"] == {"pool": "a100"}
+
+
+@pytest.mark.parametrize("name", cluster_names())
+def test_the_release_s_clusters_need_nothing_that_may_be_absent(name: str):
+    cluster = load_cluster(name)
+    compiled = Compiled(compiled_yaml(cluster, cluster.defaults()))
+    for config in compiled.platform.values():
+        assert "pvcMount" not in config
+        assert "imagePullSecret" not in config
+        assert all(secret["optional"] for secret in config.get("secretAsEnv", ()))
+
+
+def test_everything_wrong_in_a_file_is_reported_at_once(tmp_path: Path):
+    path = tmp_path / "ours.yaml"
+    path.write_text(
+        "volumes: {cahce: x}\nsteps: {evaluate: {cpu: lots, retries: -1}, evalute: {cpu: '1'}}\n"
+        "secrets: [{name: Bad_Name, variables: [A], steps: [fine]}]\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_cluster(str(path))
+    where = " ".join(problem.where for problem in error.value.problems)
+    for part in (
+        "volumes.cahce",
+        "evaluate.cpu",
+        "evaluate.retries",
+        "steps.evalute",
+        "secrets.0.name",
+        "secrets.0.steps",
+    ):
+        assert part in where
+    assert all(problem.where.startswith(str(path)) for problem in error.value.problems)
+
+
+def test_a_file_that_is_not_there_names_the_known(tmp_path: Path):
+    with pytest.raises(InputError, match="Choose one of: cpu, gpu"):
+        load_cluster(str(tmp_path / "none.yaml"))
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(InputError, match="is not a mapping"):
+        load_cluster(str(tmp_path / "list.yaml"))
+    (tmp_path / "broken.yaml").write_text("a: [\n")
+    with pytest.raises(InputError, match="is not YAML"):
+        load_cluster(str(tmp_path / "broken.yaml"))
