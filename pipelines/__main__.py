@@ -2,6 +2,7 @@
 
 run      run the main pipeline on this machine
 compile  print the pipeline, compiled for a cluster
+submit, watch, schedule  see `stillhouse.pipelines.remote.commands`
 """
 
 import argparse
@@ -14,6 +15,7 @@ from stillhouse.errors import InputError, StillhouseError
 from stillhouse.pipelines.compiling import compiled_yaml, load_cluster
 from stillhouse.pipelines.local import end_with_parent, fail, local_defaults, run_locally
 from stillhouse.pipelines.parameters import arguments_for
+from stillhouse.pipelines.remote.commands import COMMANDS, add_commands, run_command
 
 
 def main() -> int:
@@ -28,10 +30,13 @@ def main() -> int:
     compile_.add_argument("--cluster", default="gpu")
     compile_.add_argument("--preset", default="")
     compile_.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE")
+    add_commands(commands)
     options = parser.parse_args()
     if options.command == "compile":
         return _compile(options.cluster, options.preset, options.settings)
     end_with_parent()
+    if options.command in COMMANDS:
+        return run_command(options)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         arguments, problems = arguments_for(options.preset, options.settings)

@@ -27,6 +27,9 @@ def distill(
     precision: str,
     seed: int,
     checkpoint_dir: str,
+    num_nodes: int,
+    gpus_per_node: int,
+    gpu_type: str,
     code_version: str,
     dataset: dsl.Input[dsl.Dataset],
     teacher: dsl.Input[dsl.Model],
@@ -55,7 +58,10 @@ def distill(
         quality_metric: Validation metric that picks the best checkpoint.
         precision: `auto`, `fp32` or `bf16`.
         seed: Seed of shuffling, dropout and fresh weights.
-        checkpoint_dir: Where resumable checkpoints are kept, a path or URI; empty keeps none beyond the step.
+        checkpoint_dir: Where resumable checkpoints are kept, and machines meet that train together: a path or URI; empty keeps none beyond the step.
+        num_nodes: Machines to train on; above 1, in the pods of a TrainJob.
+        gpus_per_node: GPUs of each machine, one process each; above 1, in the pods of a TrainJob, or on a laptop in processes of the step.
+        gpu_type: Kubernetes resource name of the GPUs.
         code_version: Of the code behind this step, so that changed code runs again.
         dataset: What to train on.
         teacher: The fine-tuned teacher.
@@ -66,7 +72,8 @@ def distill(
 
     from stillhouse.components.metrics import log_metrics
     from stillhouse.progress import step
-    from stillhouse.training import DistillationSettings, DistillConfig, steps
+    from stillhouse.training import DistillationSettings, DistillConfig, launch
+    from stillhouse.training.scale import ScaleConfig
 
     with step(f"distill-{name}") as watch:
         config = DistillConfig(
@@ -80,8 +87,11 @@ def distill(
                 word_dropout=word_dropout,
             ),
         )  # fmt: skip
-        manifest = steps.distill(
+        manifest = launch.train(
             config,
+            scale=ScaleConfig(
+                num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type, checkpoint_dir=checkpoint_dir
+            ),
             dataset_dir=Path(dataset.path),
             teacher_dir=Path(teacher.path),
             output_dir=Path(model.path),

@@ -24,6 +24,9 @@ def finetune(
     precision: str,
     seed: int,
     checkpoint_dir: str,
+    num_nodes: int,
+    gpus_per_node: int,
+    gpu_type: str,
     code_version: str,
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
@@ -54,7 +57,10 @@ def finetune(
         quality_metric: Validation metric that picks the best checkpoint.
         precision: `auto`, `fp32` or `bf16`.
         seed: Seed of shuffling, dropout and fresh weights.
-        checkpoint_dir: Where resumable checkpoints are kept, a path or URI; empty keeps none beyond the step.
+        checkpoint_dir: Where resumable checkpoints are kept, and machines meet that train together: a path or URI; empty keeps none beyond the step.
+        num_nodes: Machines to train on; above 1, in the pods of a TrainJob.
+        gpus_per_node: GPUs of each machine, one process each; above 1, in the pods of a TrainJob, or on a laptop in processes of the step.
+        gpu_type: Kubernetes resource name of the GPUs.
         code_version: Of the code behind this step, so that changed code runs again.
         dataset: What to train on.
         model: The trained checkpoint, with `model.json`.
@@ -72,7 +78,8 @@ def finetune(
 
     from stillhouse.components.metrics import log_metrics
     from stillhouse.progress import step
-    from stillhouse.training import DistillationSettings, FinetuneConfig, steps
+    from stillhouse.training import DistillationSettings, FinetuneConfig, launch
+    from stillhouse.training.scale import ScaleConfig
 
     with step(f"finetune-{name}") as watch:
         config = FinetuneConfig(
@@ -86,8 +93,11 @@ def finetune(
                 word_dropout=word_dropout,
             ),
         )  # fmt: skip
-        manifest = steps.finetune(
+        manifest = launch.train(
             config,
+            scale=ScaleConfig(
+                num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type, checkpoint_dir=checkpoint_dir
+            ),
             dataset_dir=Path(dataset.path),
             output_dir=Path(model.path),
             teacher_dir=Path(teacher.path) if teacher and checkpoint == "teacher://" else None,

@@ -10,6 +10,7 @@ from stillhouse.errors import (
     RegistryError,
     ServingError,
     StillhouseError,
+    TrainingError,
 )
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "RegistryError",
     "ServingError",
     "StillhouseError",
+    "TrainingError",
     "__version__",
 ]

@@ -5,6 +5,7 @@
     │   └── ManifestError        an artifact is missing, altered, or of a format not understood
     ├── ParityError              an exported model does not reproduce the model it came from
     ├── ServingError             the inference server did not start, died, or answered wrongly
+    ├── TrainingError            the processes or machines that train together failed
     └── RegistryError            the model registry refused or lacks something
 
     try:
@@ -29,6 +30,7 @@ __all__ = [
     "RegistryError",
     "ServingError",
     "StillhouseError",
+    "TrainingError",
 ]
 
 
@@ -76,6 +78,14 @@ class ParityError(StillhouseError):
 
 class ServingError(StillhouseError):
     """The inference server failed. `log_tail` holds its last own lines, oldest first."""
+
+    def __init__(self, message: str, log_tail: Iterable[str] = ()) -> None:
+        self.log_tail = tuple(log_tail)
+        super().__init__("\n".join([message, *(f"  {line}" for line in self.log_tail)]))
+
+
+class TrainingError(StillhouseError):
+    """Processes or machines that train together failed. `log_tail` holds the last lines they wrote, oldest first."""
 
     def __init__(self, message: str, log_tail: Iterable[str] = ()) -> None:
         self.log_tail = tuple(log_tail)

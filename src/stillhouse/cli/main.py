@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from stillhouse import StillhouseError, __version__
+from stillhouse.cli.kubeflow import schedule, submit
 from stillhouse.cli.output import print_error
 from stillhouse.cli.serve import app as serve
 
@@ -118,6 +119,10 @@ def compile_(
 
     require("kfp", "train", "`stillhouse compile`")
     raise typer.Exit(compile_pipeline(cluster, preset, settings or [], output))
+
+
+app.command()(submit)
+app.add_typer(schedule, name="schedule")
 
 
 @app.command()

@@ -20,7 +20,7 @@ from stillhouse.cli.state import RunState
 from stillhouse.cli.summary import REPORT, print_summary
 from stillhouse.cli.view import view_for
 
-__all__ = ["run_pipeline"]
+__all__ = ["exit_code_of", "outcome", "run_pipeline"]
 
 _CONTINUE = "  Finished steps are kept. Repeat the command to continue from the last checkpoint:"
 _GO_ON = "  Finished steps are kept: once the cause is mended, the same command goes on after them."
@@ -65,13 +65,13 @@ def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
             interruption, status = error, error.exit_code
         view.update(state.close(interrupted=interruption is not None))
 
-    exit_code = _exit_code(status, state, interruption)
+    exit_code = exit_code_of(status, state, interruption)
     ending = "finished" if exit_code == 0 else "interrupted" if interruption else "failed"
     record |= {
         "status": ending,
         "exit_code": exit_code,
         "seconds": round(time.monotonic() - began, 1),
-        **_outcome(run, state, failed=exit_code != 0),
+        **outcome(run, state, failed=exit_code != 0),
     }
     run.save(record)
 
@@ -89,7 +89,7 @@ def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
     return exit_code
 
 
-def _exit_code(status: int, state: RunState, interruption: Interrupted | None) -> int:
+def exit_code_of(status: int, state: RunState, interruption: Interrupted | None) -> int:
     """What the command exits with; the process's own status counts only where the run said nothing of itself."""
     if interruption:
         return interruption.exit_code
@@ -98,11 +98,12 @@ def _exit_code(status: int, state: RunState, interruption: Interrupted | None) -
     return 2 if (state.exit_code or status) == 2 else 1
 
 
-def _outcome(run: Run, state: RunState, *, failed: bool) -> dict[str, Any]:
+def outcome(run: Run, state: RunState, *, failed: bool) -> dict[str, Any]:
     """Everything that the run's steps reported, in the form of `run.json` and `--json`."""
     values = state.values
     register = state.results.get("register", {})
-    outcome: dict[str, Any] = {
+    deploy = state.results.get("deploy", {})
+    came: dict[str, Any] = {
         "steps": [
             {"id": step.id, "title": step.title, "state": step.state, "seconds": step.seconds}
             for step in state.steps.values()
@@ -117,15 +118,17 @@ def _outcome(run: Run, state: RunState, *, failed: bool) -> dict[str, Any]:
         }
         if register
         else None,
-        "endpoint": state.results.get("deploy") or None,
+        "outcome": values.get("outcome"),
+        "outcome_reason": values.get("outcome_reason"),
+        "endpoint": deploy if deploy.get("url") else None,
         "report": values.get("evaluation_dir") and str(Path(values["evaluation_dir"]) / REPORT),
         "events": str(run.events),
         "log": str(run.log),
     }
     if failed:
-        outcome["message"] = state.message
-        outcome["problems"] = [vars(problem) for problem in state.problems]
-    return outcome
+        came["message"] = state.message
+        came["problems"] = [vars(problem) for problem in state.problems]
+    return came
 
 
 def _evaluation(folder: str | None) -> dict[str, Any] | None:

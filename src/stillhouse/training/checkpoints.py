@@ -4,6 +4,9 @@ The output folder of a step is new for each run and each pod, so checkpoints liv
 a folder keyed by a digest of everything that determines the training. A path is locked while a training uses it, since
 a killed parent can leave a training child alive; for an object store, checkpoints are copied up after each save, and
 those that are whole are copied down at the start.
+
+Of several processes that train together, the first of all holds the lock and copies up, and the first of each node
+copies down. A path must then be on a volume that all nodes mount; of an object store each node has a copy of its own.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.training import ranks
 
 __all__ = ["CheckpointStore", "open_store"]
 
@@ -27,11 +30,18 @@ _WHOLE = "trainer_state.json"
 
 
 class CheckpointStore:
-    """A training's own folder of checkpoints: `folder` is local; `remote` is the URI that mirrors it, if any."""
+    """A training's own folder of checkpoints.
 
-    def __init__(self, folder: Path, remote: str = "") -> None:
+    Args:
+        folder: local, or on a volume.
+        remote: the URI that mirrors it, if any.
+        per_node: whether each node has a folder of its own; else all see the same.
+    """
+
+    def __init__(self, folder: Path, remote: str = "", *, per_node: bool = False) -> None:
         self.folder = folder
         self.remote = remote
+        self.per_node = per_node
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, or None."""
@@ -41,6 +51,17 @@ class CheckpointStore:
             if (match := _NAME.search(path.name)) and (path / _WHOLE).is_file()
         ]
         return max(found)[1] if found else None
+
+    def push_random_states(self) -> None:
+        """Copy what only this node has of the newest checkpoint, before the whole is pushed: its generators' states."""
+        newest = self.latest()
+        if not self.remote or newest is None:
+            return
+        import fsspec
+
+        filesystem, root = fsspec.core.url_to_fs(self.remote)
+        for file in newest.glob("rng_state_*"):
+            filesystem.put_file(str(file), f"{root}/{newest.name}/{file.name}")
 
     def push(self) -> None:
         """Copy the checkpoints to the remote and drop what is no longer kept locally; nothing to do for a path."""
@@ -100,15 +121,25 @@ def open_store(checkpoint_dir: str, key: str, wait_s: float = 600.0) -> Iterator
     Raises:
         InputError: the folder cannot be written, or another process still holds it after `wait_s`.
     """
-    from filelock import FileLock, Timeout
-
     if not checkpoint_dir or "://" in checkpoint_dir:
-        with tempfile.TemporaryDirectory(prefix="stillhouse-checkpoints-") as scratch:
-            store = CheckpointStore(Path(scratch), f"{checkpoint_dir.rstrip('/')}/{key}" if checkpoint_dir else "")
-            store.pull()
+        with ranks.scratch("stillhouse-checkpoints-") as folder:
+            remote = f"{checkpoint_dir.rstrip('/')}/{key}" if checkpoint_dir else ""
+            store = CheckpointStore(folder, remote, per_node=True)
+            if ranks.is_node_main():
+                store.pull()
+            ranks.barrier()
             yield store
         return
     folder = Path(checkpoint_dir).expanduser() / key
+    with _held(folder, checkpoint_dir, wait_s) if ranks.is_main() else nullcontext():
+        ranks.barrier()
+        yield CheckpointStore(folder)
+
+
+@contextmanager
+def _held(folder: Path, checkpoint_dir: str, wait_s: float) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,18 +150,16 @@ def open_store(checkpoint_dir: str, key: str, wait_s: float = 600.0) -> Iterator
         ) from None
     lock = FileLock(folder / "lock")
     try:
-        with lock.acquire(timeout=0):
-            yield CheckpointStore(folder)
-            return
+        lock.acquire(timeout=0)
     except Timeout:
         _log.warning("another process trains into %s; waiting for it to end", folder)
+        try:
+            lock.acquire(timeout=wait_s)
+        except Timeout:
+            raise InputError(
+                Problem("checkpoint_dir", f"another process still trains into {folder}.", "End it, then try again.")
+            ) from None
     try:
-        lock.acquire(timeout=wait_s)
-    except Timeout:
-        raise InputError(
-            Problem("checkpoint_dir", f"another process still trains into {folder}.", "End it, then try again.")
-        ) from None
-    try:
-        yield CheckpointStore(folder)
+        yield
     finally:
         lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from stillhouse.errors import Problem
 
-__all__ = ["ScaleConfig"]
+__all__ = ["ScaleConfig", "in_cluster"]
 
 _CPU = re.compile(r"[1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*|[1-9][0-9]*m")
 _MEMORY = re.compile(r"[1-9][0-9]*(\.[0-9]+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?")
@@ -17,6 +18,11 @@ _RESOURCE = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0
 _TOLERATION_FIELDS = {"key", "operator", "value", "effect", "tolerationSeconds"}
 _OPERATORS = ("Equal", "Exists")
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+
+
+def in_cluster() -> bool:
+    """Whether this process is a step on a cluster: Kubeflow Pipelines tells each step the name of its pod."""
+    return bool(os.environ.get("KFP_POD_NAME"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,13 @@ class ScaleConfig:
 
     @property
     def distributed(self) -> bool:
-        """Whether the training runs in pods of its own, under Kubeflow Trainer."""
+        """Whether several processes train together: on a cluster under Kubeflow Trainer, in pods of their own."""
         return self.num_nodes > 1 or self.gpus_per_node > 1
+
+    @property
+    def processes(self) -> int:
+        """Processes of each machine."""
+        return max(1, self.gpus_per_node)
 
     @property
     def step_gpus(self) -> int:
@@ -73,6 +84,26 @@ class ScaleConfig:
             what = "is empty, and a training on several GPUs or machines meets there."
             found.append(Problem("checkpoint_dir", what, "Give an object-store URI, or a path on a shared volume."))
         return found
+
+    def machine_problems(self) -> list[Problem]:
+        """What the machine lacks that this runs on, where that is no cluster."""
+        if in_cluster() or not self.distributed:
+            return []
+        if self.num_nodes > 1:
+            what = f"{self.num_nodes} machines take a cluster with Kubeflow Trainer, and this is a single machine."
+            return [Problem("num_nodes", what, "Give 1, or submit the pipeline to a cluster.")]
+        if (found := _gpus_here()) < self.gpus_per_node:
+            what = f"{self.gpus_per_node} GPUs are asked for, and this machine has {found}."
+            return [Problem("gpus_per_node", what, f"Give at most {found}, or submit the pipeline to a cluster.")]
+        return []
+
+
+def _gpus_here() -> int:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return 0
+    return torch.cuda.device_count()
 
 
 def _toleration_problems(toleration: Any) -> list[Problem]:

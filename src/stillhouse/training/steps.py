@@ -1,4 +1,8 @@
-"""The two training steps: `finetune` and `distill`, from artifacts to a model artifact."""
+"""The two training steps: `finetune` and `distill`, from artifacts to a model artifact.
+
+Called in each of several processes that joined (see `stillhouse.training.ranks`), they train one model together, and
+the main process writes it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from stillhouse.models.distilbert import parse_layers, student_from_bert
 from stillhouse.models.references import parse_reference
 from stillhouse.progress import Step
 from stillhouse.tasks import get_task
+from stillhouse.training import ranks
 from stillhouse.training.checkpoints import open_store
 from stillhouse.training.config import DistillConfig, FinetuneConfig, TrainConfig
 
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
     from stillhouse.training.trainer import Distillation
 
-__all__ = ["distill", "finetune"]
+__all__ = ["distill", "finetune", "run"]
 
 _log = logging.getLogger(__name__)
 _DEFAULT_VOCABULARY = 8000
@@ -73,7 +78,7 @@ def finetune(
     if reference.kind == "scratch":
         texts = read_split(dataset_dir, "train")["text"]
         vocabulary = int(reference.fields.get("vocab_size", _DEFAULT_VOCABULARY))
-        tokenizer = checkpoints.train_tokenizer(texts, vocabulary, config.max_length)
+        tokenizer = ranks.from_main(checkpoints.train_tokenizer(texts, vocabulary, config.max_length))
         model = checkpoints.model_from_scratch(reference, config.name, run.task.auto_class, run.head, tokenizer)
         return run.train(model, tokenizer, "from scratch", output_dir, step)
     tokenizer = checkpoints.load_tokenizer(reference, config.name)
@@ -102,6 +107,21 @@ def distill(
         distillation=(teacher, layers),
         facts={"layers": list(layers)},
     )
+
+
+def run(
+    config: FinetuneConfig | DistillConfig,
+    *,
+    dataset_dir: Path,
+    output_dir: Path,
+    teacher_dir: Path | None = None,
+    step: Step | None = None,
+) -> ModelManifest:
+    """Whichever of the two steps the settings are of."""
+    if isinstance(config, DistillConfig):
+        assert teacher_dir is not None
+        return distill(config, dataset_dir=dataset_dir, teacher_dir=teacher_dir, output_dir=output_dir, step=step)
+    return finetune(config, dataset_dir=dataset_dir, teacher_dir=teacher_dir, output_dir=output_dir, step=step)
 
 
 class _Run:
@@ -171,6 +191,9 @@ class _Run:
                 distillation=teaching,
                 step=step,
             )
+            ranks.barrier()
+            if not ranks.is_main():
+                return self._manifest(model, recipe, metrics, facts or {})
             manifest = self._save(model, tokenizer, recipe, output_dir, metrics, history, facts or {})
             store.clear()  # the model is written, so the checkpoints have done their work
         return manifest
@@ -184,6 +207,8 @@ class _Run:
     def _key(self) -> str:
         """Digest of all that determines the training; where checkpoints are kept does not."""
         settings = {k: v for k, v in dataclasses.asdict(self.config).items() if k != "checkpoint_dir"}
+        if ranks.world_size() > 1:
+            settings["processes"] = ranks.world_size()  # they decide the rows of a step
         return f"{self.config.name}-{digest_json({'settings': settings, 'inputs': self.inputs})[:16]}"
 
     def _save(
@@ -201,7 +226,14 @@ class _Run:
         model.save_pretrained(output_dir, safe_serialization=True)
         tokenizer.save_pretrained(output_dir)
         (output_dir / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-        manifest = ModelManifest(
+        self._manifest(model, recipe, metrics, facts).save(output_dir)
+        return ModelManifest.load(output_dir)
+
+    def _manifest(
+        self, model: PreTrainedModel, recipe: str, metrics: dict[str, float], facts: dict[str, Any]
+    ) -> ModelManifest:
+        together = {"processes": ranks.world_size()} if ranks.world_size() > 1 else {}
+        return ModelManifest(
             producer="distill" if recipe == "distilled" else "finetune",
             inputs=self.inputs,
             name=self.config.name,
@@ -211,11 +243,9 @@ class _Run:
             label_names=self.dataset.label_names,
             parameters=checkpoints.parameter_count(model),
             max_length=self.config.max_length,
-            hyperparameters={**_settings(self.config), **facts},
+            hyperparameters={**_settings(self.config), **together, **facts},
             metrics=metrics,
         )
-        manifest.save(output_dir)
-        return ModelManifest.load(output_dir)
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

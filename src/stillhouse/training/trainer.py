@@ -1,23 +1,27 @@
 """The trainer: `transformers.Trainer` with the project's losses, progress and checkpoints.
 
 Everything else that training needs (the loop, gradient accumulation, bf16, data-parallel runs under torchrun, resuming)
-is the Trainer's own.
+is the Trainer's own. Several processes take the very steps that one would take with their batches put together, dropout
+aside: rows come in the same order, and each term of the loss is the mean over the whole batch. Only the last batch of
+an epoch differs: where its rows cannot be shared out evenly, some are taken twice.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from stillhouse.objectives import hidden_cosine_loss, word_dropout
 from stillhouse.progress import Step
 from stillhouse.tasks import Task
+from stillhouse.training import ranks
 from stillhouse.training.checkpoints import CheckpointStore
 from stillhouse.training.config import DistillationSettings, TrainConfig
 
@@ -69,8 +73,32 @@ class Distillation:
                     hidden_cosine_loss(hidden, teacher.hidden_states[layer], inputs["attention_mask"])
                     for hidden, layer in pairs
                 ]
-                total = total + settings.cosine * torch.stack(terms).mean()
+                # A mean over tokens, of which other processes may have more or fewer in their part of the batch.
+                weight = ranks.share(inputs["attention_mask"].sum().float())
+                total = total + settings.cosine * weight * torch.stack(terms).mean()
         return total
+
+
+class _GroupedSampler(LengthGroupedSampler):
+    """Row numbers of an epoch, those of similar length together, in an order that seed and epoch alone decide.
+
+    So all processes agree on it, whatever each has drawn for its dropout, and so does a training that is resumed.
+
+    Args:
+        batch_size: rows per optimizer step, of all processes together.
+        lengths: tokens of each row.
+        seed: of the shuffling.
+        epoch: tells the number of the present epoch, from 0.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._seed = seed
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed((self._seed << 20) + self._epoch())
+        return iter(super().__iter__())
 
 
 class TaskTrainer(Trainer):
@@ -82,6 +110,13 @@ class TaskTrainer(Trainer):
         self._distillation = distillation
         # Each term is a mean over the micro-batch, so the Trainer must divide by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> _GroupedSampler:
+        # Not from the argument, which lacks the columns that the model does not take.
+        lengths = list(self.train_dataset["length"])
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        steps = math.ceil(len(lengths) / batch)
+        return _GroupedSampler(batch, lengths, self.args.seed, lambda: self.state.global_step // steps)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -108,6 +143,12 @@ class _Watch(TrainerCallback):
         self._store = store
         self._note = ""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The path that a resumed state names is gone where the folder is a new copy of an object store's.
+        best = self._store.folder / f"checkpoint-{state.best_global_step}"
+        if state.best_model_checkpoint is None and best.is_dir():
+            state.best_model_checkpoint = str(best)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._step and state.is_world_process_zero:
             self._step.progress(state.global_step, state.max_steps, self._note)
@@ -118,7 +159,13 @@ class _Watch(TrainerCallback):
             self._note = f"validation {name} {metrics[f'eval_{name}']:.3f}"
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
+        if not self._store.remote:
+            return
+        ranks.barrier()  # each process has written its part
+        if ranks.is_node_main() and not ranks.is_main():
+            self._store.push_random_states()
+        ranks.barrier()
+        if ranks.is_main():
             self._store.push()
 
 
@@ -145,7 +192,8 @@ def train(
     """
     from transformers import DataCollatorWithPadding
 
-    steps_per_epoch = math.ceil(len(train_rows) / (config.batch_size * config.gradient_accumulation_steps))
+    batch = config.batch_size * config.gradient_accumulation_steps * ranks.world_size()
+    steps_per_epoch = math.ceil(len(train_rows) / batch)
     interval = max(1, math.ceil(steps_per_epoch / config.evaluations_per_epoch))
     on_gpu = torch.cuda.is_available()
     if not on_gpu and model.config.hidden_size <= _ONE_THREAD_WIDTH:
@@ -161,8 +209,6 @@ def train(
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=64,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        train_sampling_strategy="group_by_length",
-        length_column_name="length",
         eval_strategy="steps",
         eval_steps=interval,
         save_strategy="steps",
@@ -180,6 +226,12 @@ def train(
         remove_unused_columns=True,
         label_names=["labels"],
         dataloader_pin_memory=on_gpu,
+        # Several processes on CPUs are found to be several only with this; a single one may take another device.
+        use_cpu=ranks.world_size() > 1 and not on_gpu,
+        save_on_each_node=store.per_node,
+        # The families differ in what a loss reaches, the cosine term alone does not reach the head, and looking for
+        # unused weights costs little beside a step.
+        ddp_find_unused_parameters=True,
     )
     callbacks: list[TrainerCallback] = [_Watch(step, store)]
     if config.early_stopping_patience:
@@ -201,10 +253,13 @@ def train(
         task=task,
         distillation=distillation,
     )
-    resume = store.latest()
+    # Dropout is to differ between processes. The trainer has just seeded all of them alike.
+    set_seed(config.seed + ranks.rank())
+    latest = store.latest()
+    resume = ranks.from_main(latest.name if latest else "")
     if resume:
-        _log.info("continuing from %s", resume)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        _log.info("continuing from %s", store.folder / resume)
+    trainer.train(resume_from_checkpoint=str(store.folder / resume) if resume else None)
     metrics = trainer.evaluate()
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {k.removeprefix("eval_"): float(v) for k, v in metrics.items() if _is_quality(k)}, history

@@ -1,0 +1,286 @@
+"""The commands of `python -m stillhouse.pipelines` that speak to Kubeflow Pipelines: submit, watch, schedule."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from stillhouse.errors import InputError, Problem, RegistryError, StillhouseError
+from stillhouse.pipelines.local import LocalSteps, fail
+from stillhouse.pipelines.remote import runs, schedules
+from stillhouse.pipelines.remote.connection import Api, Connection, connection
+from stillhouse.pipelines.remote.plans import plan
+from stillhouse.pipelines.remote.uploads import Compiled, Uploaded, compile_for, pipeline_spec, upload
+from stillhouse.progress import emit
+from stillhouse.registry import MlflowRegistry
+from stillhouse.state import TRACKING_VARIABLE
+
+__all__ = ["COMMANDS", "add_commands", "run_command"]
+
+COMMANDS = ("submit", "watch", "schedule")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the subparsers of `python -m stillhouse.pipelines`."""
+    place = argparse.ArgumentParser(add_help=False)
+    for option in ("endpoint", "namespace", "ca-certificate", "token-file", "cookie-file"):
+        place.add_argument(f"--{option}", default="")
+    what = argparse.ArgumentParser(add_help=False)
+    what.add_argument("--cluster", default="gpu")
+    what.add_argument("--pipeline", default="")
+    what.add_argument("--preset", default="")
+    what.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE")
+    what.add_argument("--experiment", default="stillhouse")
+    watching = argparse.ArgumentParser(add_help=False)
+    watching.add_argument("--interval", type=float, default=5.0)
+    watching.add_argument("--folder", type=Path, required=True)
+
+    submit = commands.add_parser("submit", parents=[place, what, watching])
+    submit.add_argument("--run-name", default="")
+    submit.add_argument("--wait", action="store_true")
+    watch = commands.add_parser("watch", parents=[place, watching])
+    watch.add_argument("run")
+
+    schedule = commands.add_parser("schedule").add_subparsers(dest="action", required=True)
+    create = schedule.add_parser("create", parents=[place, what])
+    create.add_argument("name")
+    for option in ("cron", "every", "time-zone", "cluster-time-zone", "start", "end"):
+        create.add_argument(f"--{option}", default="")
+    create.add_argument("--max-concurrency", type=int, default=1)
+    create.add_argument("--catch-up", action="store_true")
+    create.add_argument("--replace", action="store_true")
+    schedule.add_parser("list", parents=[place])
+    for action in ("show", "pause", "resume", "delete"):
+        schedule.add_parser(action, parents=[place]).add_argument("name")
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run one of the commands.
+
+    `submit` and `watch` report what they do as progress events. `schedule` prints one JSON document: `{"result": …}`, or
+    `{"error": {"message", "problems", "exit_code"}}`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if options.command == "schedule":
+        try:
+            body: dict[str, Any] = {"result": _schedule(options)}
+            exit_code = 0
+        except StillhouseError as error:
+            problems = [vars(p) for p in error.problems] if isinstance(error, InputError) else []
+            exit_code = error.exit_code
+            body = {"error": {"message": str(error), "problems": problems, "exit_code": exit_code}}
+        json.dump(body, sys.stdout, default=str)
+        return exit_code
+    begin = time.monotonic()
+    try:
+        if options.command == "submit":
+            _submit(options)
+        else:
+            _watch(options)
+    except StillhouseError as error:
+        fail(error)
+        print(error, file=sys.stderr)
+        return error.exit_code
+    emit("run", "finished", seconds=round(time.monotonic() - begin, 3))
+    return 0
+
+
+def _connection(options: argparse.Namespace, found: list[Problem]) -> Connection | None:
+    try:
+        return connection(
+            endpoint=options.endpoint,
+            namespace=options.namespace,
+            ca_certificate=options.ca_certificate,
+            token_file=options.token_file,
+            cookie_file=options.cookie_file,
+        )
+    except InputError as error:
+        found += error.problems
+        return None
+
+
+def _compile(options: argparse.Namespace, settings: list[str], found: list[Problem]) -> Compiled | None:
+    """The pipeline and its arguments; everything wrong with them goes to `found`."""
+    try:
+        compiled, problems = compile_for(
+            options.cluster, preset=options.preset, settings=settings, name=options.pipeline
+        )
+    except InputError as error:
+        found += error.problems
+        return None
+    found += problems
+    known = {problem.where for problem in problems}
+    found += [p for p in runs.submission_problems(compiled.arguments) if p.where not in known]
+    return compiled
+
+
+def _submit(options: argparse.Namespace) -> None:
+    found: list[Problem] = []
+    place = _connection(options, found)
+    compiled = _compile(options, options.settings, found)
+    if found or place is None or compiled is None:
+        raise InputError(found)
+    api = Api(place)
+    uploaded = upload(api, compiled)
+    name = options.run_name or f"{compiled.arguments['model_name']} {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S}"
+    run = runs.create_run(
+        api, uploaded, name=name, experiment=options.experiment, parameters=compiled.changed
+    )  # fmt: skip
+    _announce(api, run, uploaded=uploaded, experiment=options.experiment, parameters=compiled.changed)
+    if options.wait:
+        _follow(api, run.run_id, compiled.text, compiled.arguments, options)
+
+
+def _watch(options: argparse.Namespace) -> None:
+    found: list[Problem] = []
+    place = _connection(options, found)
+    if place is None:
+        raise InputError(found)
+    api = Api(place)
+    run = runs.get_run(api, options.run)
+    reference, body = run.pipeline_version_reference, run.pipeline_spec
+    if reference is not None and reference.pipeline_version_id:
+        version = api.call(
+            "read the pipeline's version", api.pipelines.pipeline_service_get_pipeline_version,
+            reference.pipeline_id, reference.pipeline_version_id,
+        )  # fmt: skip
+        body = version.pipeline_spec
+    if not body:
+        raise InputError(Problem("RUN", f"{options.run!r} names no pipeline.", "Give another run."))
+    text = json.dumps(body.get("pipeline_spec", body))  # beside a platform spec, or alone
+    given = dict((run.runtime_config and run.runtime_config.parameters) or {})
+    _announce(api, run, uploaded=None, experiment="", parameters=given)
+    _follow(api, run.run_id, text, {**_defaults(text), **given}, options)
+
+
+def _defaults(text: str) -> dict[str, Any]:
+    parameters = pipeline_spec(text).root.input_definitions.parameters
+    return {name: json_format.MessageToDict(spec.default_value) for name, spec in parameters.items()}
+
+
+def _announce(api: Api, run: Any, *, uploaded: Uploaded | None, experiment: str, parameters: Mapping[str, Any]) -> None:
+    values = {
+        "kubeflow_run": run.run_id,
+        "kubeflow_run_name": run.display_name,
+        "kubeflow_link": runs.run_link(api, run.run_id),
+        "parameters": dict(parameters),
+    }
+    if uploaded is not None:
+        values |= {
+            "pipeline": uploaded.pipeline,
+            "pipeline_version": uploaded.version,
+            "uploaded": uploaded.new,
+            "kubeflow_experiment": experiment,
+        }
+    emit("run", "result", values=values)
+
+
+def _follow(api: Api, run_id: str, text: str, arguments: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Watch the run, and at its end fetch what it left in the registry, even if it failed later."""
+    failure = runs.follow(api, run_id, LocalSteps(pipeline_spec(text)), interval=options.interval)
+    _fetch(run_id, str(arguments.get("tracking_uri") or ""), options.folder / "evaluation")
+    if failure:
+        raise StillhouseError(failure)
+
+
+def _fetch(run_id: str, tracking_uri: str, destination: Path) -> None:
+    """Report the run's evaluation and model version, or why they are not at hand."""
+    if not tracking_uri and not os.environ.get(TRACKING_VARIABLE):
+        what = f"{TRACKING_VARIABLE} is not set here, so the run's figures are not at hand."
+        emit("run", "result", values={"evaluation_absent": what})
+        return
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    try:
+        record = MlflowRegistry(tracking_uri).run_record(run_id, destination)
+    except (RegistryError, InputError) as error:
+        emit("run", "result", values={"evaluation_absent": str(error)})
+        return
+    if record is None:
+        emit("run", "result", values={"evaluation_absent": "The registry has no record of this run."})
+        return
+    found: dict[str, Any] = {"outcome": record.outcome, "outcome_reason": record.reason}
+    if record.evaluation_dir is not None:
+        found["evaluation_dir"] = str(record.evaluation_dir)
+    emit("run", "result", values=found)
+    if record.version:
+        model = {"model_name": record.model_name, "version": record.version, "run_id": record.run_id}
+        emit("register", "result", values=model)
+
+
+def _schedule(options: argparse.Namespace) -> Any:
+    """What one of the schedule commands answers."""
+    found: list[Problem] = []
+    place = _connection(options, found)
+    if options.action == "create":
+        return _create_schedule(options, place, found)
+    if place is None:
+        raise InputError(found)
+    api = Api(place)
+    if options.action == "list":
+        return [schedules.with_last_run(api, one).document(parameters=False) for one in schedules.listed(api)]
+    one = schedules.find(api, options.name)
+    if options.action == "show":
+        return schedules.with_last_run(api, one).document()
+    if options.action == "delete":
+        schedules.delete(api, one)
+        return {"deleted": one.name, "id": one.id}
+    change = schedules.pause if options.action == "pause" else schedules.resume
+    return change(api, one).document()
+
+
+def _create_schedule(options: argparse.Namespace, place: Connection | None, found: list[Problem]) -> Any:
+    if not options.name.strip():
+        found.append(Problem("NAME", "is empty.", "Give the schedule a name."))
+    times, problems = plan(
+        cron=options.cron,
+        every=options.every,
+        time_zone=options.time_zone,
+        cluster_time_zone=options.cluster_time_zone,
+        start=options.start,
+        end=options.end,
+        max_concurrency=options.max_concurrency,
+        catch_up=options.catch_up,
+    )
+    found += problems
+    # Left alone, it should cost next to nothing where nothing has changed; what is given explicitly comes later, and wins.
+    compiled = _compile(options, ["skip_unchanged=true", *options.settings], found)
+    if found or place is None or times is None or compiled is None:
+        raise InputError(found)
+    api = Api(place)
+    existing = [one for one in schedules.listed(api) if one.name == options.name]
+    if existing and not options.replace:
+        what = f"a schedule {options.name!r} exists: {existing[0].trigger}, {existing[0].state}."
+        raise InputError(Problem("NAME", what, "Choose another name, or give --replace."))
+    uploaded = upload(api, compiled, latest=True)
+    created = schedules.create(
+        api,
+        times,
+        name=options.name,
+        pipeline=uploaded.pipeline,
+        pipeline_id=uploaded.pipeline_id,
+        experiment=options.experiment,
+        model_name=str(compiled.arguments["model_name"]),
+        parameters=compiled.changed,
+        # One that was paused stays so.
+        enabled=not existing or any(one.state != "paused" for one in existing),
+    )
+    for old in existing:
+        try:
+            schedules.delete(api, old)
+        except StillhouseError as error:
+            left = f"The new schedule {created.id} is in place, but the old one {old.id} too: delete it."
+            raise StillhouseError(f"{error} {left}") from None
+    return {
+        **created.document(),
+        "pipeline_version": uploaded.version,
+        "uploaded": uploaded.new,
+        "replaced": [one.id for one in existing],
+    }
