@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from kfp import dsl, kubernetes
+from kfp.dsl.pipeline_channel import extract_pipeline_channels_from_any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from stillhouse import __version__
@@ -163,6 +164,8 @@ class Cluster(_Part):
         memory = training["memory"] if training else settings.memory
         task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
         if training:
+            # kfp hands a channel down into a nested group only where a task counts it among its inputs.
+            task.register_pipeline_channels(extract_pipeline_channels_from_any(list(training.values())))
             task.set_accelerator_type(training["gpu_type"]).set_accelerator_limit(training["gpus"])
             kubernetes.add_node_selector_json(task, training["node_selector"])
             kubernetes.add_toleration_json(task, training["tolerations"])

@@ -1,10 +1,12 @@
 """The main pipeline: labelled text in, the best of three models behind Triton out.
 
     inspect_source ── prepare_data ── finetune (teacher) ─┬─ distill (student) ── package ─┐
-                                          │               └─ finetune (ALBERT) ── package ─┼─ evaluate ── register ── deploy
-                                          └─────────────────────────────────────  package ─┘    (exit handler: notify)
+                │                         │               └─ finetune (ALBERT) ── package ─┼─ evaluate ── register ── deploy
+                │                         └─────────────────────────────────────  package ─┤    (exit handler: notify)
+                └─ fetch_champion ─────────────────────────────────────────────────────────┘
 
-The ALBERT comes after the teacher, since with `albert=teacher://` it is made from it; it trains beside the student.
+With `skip_unchanged`, everything after the first step is left out where the source has not changed since the champion was
+trained. The ALBERT comes after the teacher, since with `albert=teacher://` it is made from it; it trains beside the student.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +19,7 @@ from kfp.dsl.base_component import BaseComponent
 from stillhouse.components.deploy.component import deploy
 from stillhouse.components.distill.component import distill
 from stillhouse.components.evaluate.component import evaluate
+from stillhouse.components.fetch_champion.component import fetch_champion
 from stillhouse.components.finetune.component import finetune
 from stillhouse.components.inspect_source.component import inspect_source
 from stillhouse.components.notify.component import notify
@@ -191,52 +194,63 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             tasks.append(task)
             return task
 
-        ending = step("Notify", notify, cached=False)
+        this_run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        ending = step("Notify", notify, cached=False, pipeline_run=this_run)
         with dsl.ExitHandler(ending, name="Train, compare, deploy"):
             # Never cached: the source may have changed behind an unchanged name.
-            inspected = step("Inspect source", inspect_source, cached=False)
+            inspected = step("Inspect source", inspect_source, cached=False, pipeline_run=this_run)
             found = inspected.outputs
-            dataset = step(
-                "Prepare data", prepare_data, fingerprint=found["fingerprint"], code_version=found["data_version"]
-            ).outputs["dataset"]
+            with dsl.If(found["Output"] == "yes", name="Source has changed"):
+                dataset = step(
+                    "Prepare data", prepare_data, fingerprint=found["fingerprint"], code_version=found["data_version"]
+                ).outputs["dataset"]
 
-            training = dict(code_version=found["train_version"], dataset=dataset)
-            distillation = dict(
-                hard_weight=distill_hard_weight, soft_weight=distill_soft_weight, cosine_weight=distill_cosine_weight,
-                temperature=distill_temperature, word_dropout=distill_word_dropout,
-            )  # fmt: skip
-            teacher_model = step(
-                "Fine-tune teacher", finetune, name="teacher", checkpoint=teacher, epochs=teacher_epochs,
-                learning_rate=teacher_learning_rate, **training,
-            ).outputs["model"]  # fmt: skip
-            student_model = step(
-                "Distil student", distill, name="student", layers=distill_layers, epochs=student_epochs,
-                learning_rate=student_learning_rate, teacher=teacher_model, **distillation, **training,
-            ).outputs["model"]  # fmt: skip
-            albert_model = step(
-                "Fine-tune ALBERT", finetune, name="albert", checkpoint=albert, epochs=albert_epochs,
-                learning_rate=albert_learning_rate, teacher=teacher_model, embedding_size=albert_embedding_size,
-                layers=albert_layers, **distillation, **training,
-            ).outputs["model"]  # fmt: skip
+                training = dict(code_version=found["train_version"], dataset=dataset)
+                distillation = dict(
+                    hard_weight=distill_hard_weight, soft_weight=distill_soft_weight, cosine_weight=distill_cosine_weight,
+                    temperature=distill_temperature, word_dropout=distill_word_dropout,
+                )  # fmt: skip
+                teacher_model = step(
+                    "Fine-tune teacher", finetune, name="teacher", checkpoint=teacher, epochs=teacher_epochs,
+                    learning_rate=teacher_learning_rate, **training,
+                ).outputs["model"]  # fmt: skip
+                student_model = step(
+                    "Distil student", distill, name="student", layers=distill_layers, epochs=student_epochs,
+                    learning_rate=student_learning_rate, teacher=teacher_model, **distillation, **training,
+                ).outputs["model"]  # fmt: skip
+                albert_model = step(
+                    "Fine-tune ALBERT", finetune, name="albert", checkpoint=albert, epochs=albert_epochs,
+                    learning_rate=albert_learning_rate, teacher=teacher_model, embedding_size=albert_embedding_size,
+                    layers=albert_layers, **distillation, **training,
+                ).outputs["model"]  # fmt: skip
 
-            models = {"teacher": teacher_model, "student": student_model, "albert": albert_model}
-            titles = {"teacher": "Package teacher", "student": "Package student", "albert": "Package ALBERT"}
-            packages = {
-                f"{name}_packages": step(
-                    titles[name], package, name=name, served_name=model_name, code_version=found["package_version"],
-                    dataset=dataset, model=model,
+                models = {"teacher": teacher_model, "student": student_model, "albert": albert_model}
+                titles = {"teacher": "Package teacher", "student": "Package student", "albert": "Package ALBERT"}
+                packages = {
+                    f"{name}_packages": step(
+                        titles[name], package, name=name, served_name=model_name, code_version=found["package_version"],
+                        dataset=dataset, model=model,
+                    ).outputs["packages"]
+                    for name, model in models.items()
+                }  # fmt: skip
+
+                champion = dict(champion_version=found["champion_version"], code_version=found["evaluate_version"])
+                champion_packages = step(
+                    "Fetch champion", fetch_champion, champion_digest=found["champion_digest"], **champion
                 ).outputs["packages"]
-                for name, model in models.items()
-            }  # fmt: skip
-
-            evaluation = step(
-                "Evaluate and choose", evaluate, code_version=found["evaluate_version"], dataset=dataset, **packages
-            ).outputs["evaluation"]
-            registered = step(
-                "Register", register, cached=False, dataset=dataset, evaluation=evaluation, **packages,
-                **{f"{name}_model": model for name, model in models.items()},
-            )  # fmt: skip
-            step("Deploy", deploy, cached=False, version=registered.output, evaluation=evaluation)
+                evaluation = step(
+                    "Evaluate and choose", evaluate, dataset=dataset, champion_packages=champion_packages, **champion,
+                    **packages,
+                ).outputs["evaluation"]  # fmt: skip
+                registered = step(
+                    "Register", register, cached=False, run_digest=found["run_digest"], pipeline_run=this_run,
+                    dataset=dataset, evaluation=evaluation, **packages,
+                    **{f"{name}_model": model for name, model in models.items()},
+                )  # fmt: skip
+                step(
+                    "Deploy", deploy, cached=False, version=registered.output, pipeline_run=this_run,
+                    evaluation=evaluation,
+                )  # fmt: skip
 
         if cluster is not None:
             resources = dict(

@@ -56,6 +56,8 @@ def inspect_source(
     bootstrap_samples: int,
     model_name: str,
     tracking_uri: str,
+    experiment: str,
+    run_name: str,
     deploy_target: str,
     promotion: str,
     significance: float,
@@ -72,6 +74,7 @@ def inspect_source(
     train_memory: str,
     node_selector: dict,
     tolerations: list,
+    pipeline_run: str,
 ) -> NamedTuple(
     "Inspection",
     [
@@ -81,23 +84,33 @@ def inspect_source(
         ("package_version", str),
         ("evaluate_version", str),
         ("gpus", str),
+        ("run_digest", str),
+        ("champion_version", str),
+        ("champion_digest", str),
+        ("Output", str),  # under another name, kfp.local cannot read a condition that asks for it
     ],
 ):
     """Check every parameter of the run and read its source through once; never cached.
 
     All problems are reported at once. The outputs are what makes caching sound: a fingerprint of the source's present
-    content, and the version of the code behind each cached step. `gpus` is what a training step's own pod needs.
+    content, and the version of the code behind each cached step. `gpus` is what a training step's own pod needs;
+    `run_digest` stands for everything that shapes what the run makes; `champion_version` and `champion_digest` name what
+    it is compared with, and are empty where there is no champion or it is what this very run makes; `Output` is `yes`, or
+    `no` where the run may end here, since the source has not changed since the champion was trained.
 
     Args:
-        task: See the pipeline's parameter of that name; so are all others.
+        task: See the pipeline's parameter of that name; so are all others but the last.
+        pipeline_run: What the orchestrator calls this run.
     """
     parameters = dict(locals())
 
-    from stillhouse.inspection import inspect_run
+    from stillhouse.inspection import inspect_run, record_unchanged
     from stillhouse.progress import step
 
     with step("inspect-source") as watch:
         found = inspect_run(parameters, step=watch)
+        if found.unchanged:
+            watch.result(**record_unchanged(found, parameters))
     versions = found.versions
     return (
         found.fingerprint,
@@ -106,4 +119,8 @@ def inspect_source(
         versions["package"],
         versions["evaluate"],
         found.gpus,
+        found.run_digest,
+        found.champion_version,
+        found.champion_digest,
+        found.proceed,
     )

@@ -11,6 +11,8 @@ def register(
     tracking_uri: str,
     experiment: str,
     run_name: str,
+    run_digest: str,
+    pipeline_run: str,
     dataset: dsl.Input[dsl.Dataset],
     teacher_model: dsl.Input[dsl.Model],
     student_model: dsl.Input[dsl.Model],
@@ -27,6 +29,8 @@ def register(
         tracking_uri: MLflow's tracking URI; empty takes `MLFLOW_TRACKING_URI`.
         experiment: MLflow experiment.
         run_name: Name of the MLflow run.
+        run_digest: Of everything that shaped what is registered.
+        pipeline_run: What the orchestrator calls this run.
         dataset: What was trained and tested on.
         teacher_model: The teacher's checkpoint.
         student_model: The student's checkpoint.
@@ -44,8 +48,9 @@ def register(
     with step("register") as watch:
         registry = MlflowRegistry(tracking_uri)
         config = RegisterConfig(
-            model_name=model_name, tracking_uri=tracking_uri, experiment=experiment, run_name=run_name, parameters={}
-        )
+            model_name=model_name, tracking_uri=tracking_uri, experiment=experiment, run_name=run_name,
+            run_digest=run_digest, pipeline_run=pipeline_run,
+        )  # fmt: skip
         registered = registry.register(
             config,
             dataset_dir=Path(dataset.path),

@@ -15,7 +15,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 """Public data sets beside the repository; tests that need them skip where they are absent."""
 
 CACHED_STEPS = {"prepare-data", "finetune-teacher", "finetune-albert", "distill-student", "package-teacher",
-                "package-student", "package-albert", "evaluate"}  # fmt: skip
+                "package-student", "package-albert", "fetch-champion", "evaluate"}  # fmt: skip
 UNCACHED_STEPS = {"inspect-source", "register", "deploy", "notify"}
 
 

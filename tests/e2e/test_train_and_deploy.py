@@ -136,7 +136,8 @@ def test_a_changed_parameter_executes_just_what_depends_on_it(
 ):
     run = home.run("demo", **{**settings, **changes, "deploy_target": "none"})
     assert run.returncode == 0, run.stderr
-    assert run.steps("started") & CACHED_STEPS == executed
+    # The champion is fetched by the first run that has another one to compare with it.
+    assert (run.steps("started") & CACHED_STEPS) - {"fetch-champion"} == executed
 
 
 def test_the_registered_version_loads_back(first: Run, home: Home):

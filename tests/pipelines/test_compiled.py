@@ -72,34 +72,61 @@ def test_the_pipeline_s_description_lists_the_parameters(spec: dict):
         assert f"- {name}: {given['description']}" in description
 
 
+def leaf_tasks(spec: dict) -> dict[str, dict]:
+    """Every task that runs something, at whatever depth."""
+    dags = [spec["root"], *spec["components"].values()]
+    tasks = {name: task for part in dags if "dag" in part for name, task in part["dag"]["tasks"].items()}
+    return {name: task for name, task in tasks.items()
+            if "dag" not in spec["components"][task["componentRef"]["name"]]}  # fmt: skip
+
+
 def test_tasks_have_display_names_and_the_release_s_image(spec: dict):
-    dag = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    names = {task["taskInfo"]["name"] for task in dag.values()}
+    names = {task["taskInfo"]["name"] for task in leaf_tasks(spec).values()}
     assert names == {"Inspect source", "Prepare data", "Fine-tune teacher", "Fine-tune ALBERT", "Distil student",
-                     "Package teacher", "Package student", "Package ALBERT", "Evaluate and choose", "Register",
-                     "Deploy"}  # fmt: skip
+                     "Package teacher", "Package student", "Package ALBERT", "Fetch champion", "Evaluate and choose",
+                     "Register", "Deploy", "Notify"}  # fmt: skip
     images = {e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values()}
     assert images == {TRAIN_IMAGE, OPS_IMAGE}
 
 
+def test_every_group_is_given_what_its_tasks_ask_for(spec: dict):
+    for name, part in {"root": spec["root"], **spec["components"]}.items():
+        given = set(part.get("inputDefinitions", {}).get("parameters", {}))
+        for task in part.get("dag", {}).get("tasks", {}).values():
+            asked = [p.get("componentInputParameter") for p in task.get("inputs", {}).get("parameters", {}).values()]
+            assert set(filter(None, asked)) <= given, name
+
+
+def test_all_but_the_inspection_is_left_out_where_the_source_has_not_changed(spec: dict):
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert set(tasks) == {"inspect-source", "condition-2"}
+    condition = tasks["condition-2"]["triggerPolicy"]["condition"]
+    assert condition.endswith("['pipelinechannel--inspect-source-Output'] == 'yes'")
+    for name in ("inspect-source", "register", "deploy"):
+        run = leaf_tasks(spec)[name]["inputs"]["parameters"]["pipeline_run"]
+        assert run["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
+
+
 def test_what_must_not_be_cached_is_not(spec: dict):
-    tasks = {**spec["components"]["comp-exit-handler-1"]["dag"]["tasks"], **spec["root"]["dag"]["tasks"]}
     cached = {
         task["taskInfo"]["name"]: task.get("cachingOptions", {}).get("enableCache", False)
-        for task in tasks.values()
-        if "dag" not in spec["components"][task["componentRef"]["name"]]
+        for task in leaf_tasks(spec).values()
     }
     assert {name for name, on in cached.items() if not on} == {"Inspect source", "Register", "Deploy", "Notify"}
 
 
 def test_cached_steps_take_the_fingerprint_or_the_version_of_their_code(spec: dict):
-    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    tasks = leaf_tasks(spec)
+    found = "pipelinechannel--inspect-source"
     for name, task in tasks.items():
         if task.get("cachingOptions", {}).get("enableCache"):
-            produced = task["inputs"]["parameters"]["code_version"]["taskOutputParameter"]
-            assert produced["producerTask"] == "inspect-source", name
-    fingerprint = tasks["prepare-data"]["inputs"]["parameters"]["fingerprint"]["taskOutputParameter"]
-    assert fingerprint["outputParameterKey"] == "fingerprint"
+            version = task["inputs"]["parameters"]["code_version"]["componentInputParameter"]
+            assert version.startswith(found) and version.endswith("_version"), name
+    assert tasks["prepare-data"]["inputs"]["parameters"]["fingerprint"] == {
+        "componentInputParameter": f"{found}-fingerprint"
+    }
+    champion = tasks["fetch-champion"]["inputs"]["parameters"]
+    assert champion["champion_digest"] == {"componentInputParameter": f"{found}-champion_digest"}
 
 
 def test_metrics_confusion_matrix_and_report_are_artifacts(spec: dict):
@@ -117,12 +144,13 @@ def test_no_component_installs_anything(spec: dict):
 
 def test_steps_are_named_after_their_role_in_the_order_they_run():
     steps = list(LocalSteps(train_and_deploy.pipeline_spec).titles)
-    assert steps[:3] == ["inspect-source", "prepare-data", "finetune-teacher"]
-    assert set(steps[3:8]) == {
+    assert steps[0] == "inspect-source"
+    assert steps[1:4] == ["fetch-champion", "prepare-data", "finetune-teacher"]
+    assert set(steps[4:9]) == {
         "distill-student",
         "finetune-albert",
         "package-teacher",
         "package-student",
         "package-albert",
     }
-    assert steps[8:] == ["evaluate", "register", "deploy", "notify"]
+    assert steps[9:] == ["evaluate", "register", "deploy", "notify"]

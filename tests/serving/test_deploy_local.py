@@ -113,6 +113,21 @@ def test_failure_after_the_switch_brings_the_previous_release_back(registry, con
     assert back.pid != first.pid  # or the switch was never made
 
 
+def test_lock_lost_after_the_switch_brings_the_previous_release_back(registry, config):
+    deploy_local(config, registry=registry, smoke_rows=TEXTS)
+    calls = []
+
+    def allowed():
+        calls.append(served_version(config))
+        if len(calls) == 2:
+            raise RegistryError("the lock was lost")
+
+    with pytest.raises(RegistryError, match="lock was lost"):
+        deploy_local(dataclasses.replace(config, version="2"), registry=registry, smoke_rows=TEXTS, allowed=allowed)
+    assert calls == ["1", "2"]  # asked before the switch and after it
+    assert (champion(registry), served_version(config)) == ("1", "1")
+
+
 def test_first_release_that_fails_leaves_nothing(registry, config):
     registry.packages = {"1": registry.packages["3"]}
     with pytest.raises(ServingError, match="failed the smoke test"):

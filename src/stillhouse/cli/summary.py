@@ -19,6 +19,15 @@ __all__ = ["REPORT", "fact_table", "print_evaluation", "print_summary", "report_
 
 REPORT = "report.html"
 
+_OUTCOMES = {
+    "unchanged": ("Unchanged", "green"),
+    "registered": ("Not deployed", ""),
+    "challenger": ("Not promoted", "yellow"),
+    "deployed": ("Promoted", "green"),
+    "kept": ("Kept", "green"),
+    "failed": ("Not deployed", "red"),
+}
+"""Title and style of what came of a run; see `stillhouse.registry.OUTCOMES`."""
 _WIDE = 100
 _NARROW = ("model", "precision", "quality", "retention", "bytes", "p95")
 """Keys of the columns that fit a terminal of 80 characters."""
@@ -38,17 +47,20 @@ def print_summary(console: Console, record: dict[str, Any]) -> None:
         ManifestError: the evaluation that it names is gone or of another release.
     """
     if record.get("evaluation_dir"):
-        print_evaluation(console, Path(record["evaluation_dir"]))
+        # What came of the run says it too, or supersedes it.
+        print_evaluation(console, Path(record["evaluation_dir"]), gate=not record.get("outcome"))
     facts = fact_table()
     if model := record.get("model"):
         note = " (unchanged, registered before)" if model.get("reused") else ""
         facts.add_row("Model", Text.assemble((f"{model['name']}", "bold"), f" version {model['version']}", note))
+    outcome = str(record.get("outcome") or "")
+    if outcome in _OUTCOMES:
+        title, style = _OUTCOMES[outcome]
+        facts.add_row(title, Text(str(record.get("outcome_reason") or ""), style=style))
     endpoint = record.get("endpoint") or {}
     if url := endpoint.get("url"):
         http = f"  [dim]·[/dim]  HTTP {endpoint['http_url']}" if endpoint.get("http_url") else ""
         facts.add_row("Endpoint", f"gRPC [bold]{url}[/bold]{http}")
-    elif reason := endpoint.get("skipped"):
-        facts.add_row("Not served", Text(str(reason)))
     if path := report_path(record):
         facts.add_row("Report", Text(str(path)))
     facts.add_row("Log", Text(str(record["log"])))
@@ -59,8 +71,13 @@ def print_summary(console: Console, record: dict[str, Any]) -> None:
         _print_examples(console, endpoint)
 
 
-def print_evaluation(console: Console, folder: Path) -> None:
-    """Print the comparison table of an evaluation artifact, and what was chosen and why.
+def print_evaluation(console: Console, folder: Path, *, gate: bool = True) -> None:
+    """Print the comparison table of an evaluation artifact, what was chosen and why, and how the champion compares.
+
+    Args:
+        console: where to.
+        folder: the artifact.
+        gate: print the comparison with the champion.
 
     Raises:
         ManifestError: the artifact is gone or of another release.
@@ -77,7 +94,10 @@ def print_evaluation(console: Console, folder: Path) -> None:
     refused = []
     for row in table_rows(evaluation, keys):
         if row.note:
-            refused.append(f"{row.cells['model']} {row.cells['precision']} was refused: {row.note}")
+            if row.kind == "refused":
+                refused.append(f"{row.cells['model']} {row.cells['precision']} was refused: {row.note}")
+            else:
+                refused.append(f"{row.cells['model']} cannot be compared: {row.note}")
         style = "bold green" if row.chosen else "dim" if row.kind != "candidate" else ""
         first, *others = (row.cells[key] for key in keys)
         table.add_row(Text(f"{'▸' if row.chosen else ' '} {first}"), *(Text(cell) for cell in others), style=style)
@@ -91,8 +111,10 @@ def print_evaluation(console: Console, folder: Path) -> None:
     facts = fact_table()
     facts.add_row("Chosen", Text.assemble((f"{choice['name']} {choice['precision'].upper()}", "bold green")))
     facts.add_row("Why", Text(choice["reason"]))
-    if not choice.get("deployable", True):
-        facts.add_row("Not served", Text(choice.get("undeployable_reason") or "", style="yellow"))
+    promotion = choice.get("promotion")
+    if gate and promotion:
+        title = "Promotable" if promotion["decision"] == "promote" else "Not promoted"
+        facts.add_row(title, Text(promotion["reason"]))
     rows = f"{evaluation.test_rows:,} test rows; policy {evaluation.policy}; at least {evaluation.min_retention:.0%}"
     facts.add_row("Measured", Text(f"{rows} of the teacher's quality"))
     console.print(Padding(facts, (0, 0, 0, 2)))
@@ -101,7 +123,7 @@ def print_evaluation(console: Console, folder: Path) -> None:
 def fact_table() -> Table:
     """An empty table of names and facts, with names of one width wherever it is printed."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True, width=10)
+    table.add_column(style="dim", no_wrap=True, width=12)
     table.add_column(overflow="fold")
     return table
 

@@ -2,5 +2,15 @@
 
 from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.local import Endpoint, Registry, deploy_local, deploy_release, fetch_release
+from stillhouse.deploy.rollout import Rollout, roll_out
 
-__all__ = ["DeployConfig", "Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_release"]
+__all__ = [
+    "DeployConfig",
+    "Endpoint",
+    "Registry",
+    "Rollout",
+    "deploy_local",
+    "deploy_release",
+    "fetch_release",
+    "roll_out",
+]

@@ -14,9 +14,10 @@ from stillhouse.serving.server import server_status
 from stillhouse.serving.triton import Ports, platform_problems
 from stillhouse.state import home as home_folder
 
-__all__ = ["TARGETS", "DeployConfig", "container_marker"]
+__all__ = ["CONFLICTS", "TARGETS", "DeployConfig", "container_marker"]
 
 TARGETS = ("none", "local", "kubernetes")
+CONFLICTS = ("wait", "yield")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class DeployConfig:
     """MLflow, where the version is registered."""
     deploy_target: str = "local"
     """`none`, `local` or `kubernetes`."""
+    deploy_conflict: str = "wait"
+    """Where another run is deploying the same model: `wait` for its end, or `yield`."""
     grpc_port: int = 8001
     """The local endpoint's gRPC port, on loopback."""
     http_port: int = 8000
@@ -50,6 +53,9 @@ class DeployConfig:
         found = name_problems(self.model_name)
         if self.version and not re.fullmatch(r"[1-9][0-9]{0,17}", self.version):
             found.append(Problem("version", f"{self.version!r} is not a positive whole number."))
+        if self.deploy_conflict not in CONFLICTS:
+            remedy = f"Choose one of: {', '.join(CONFLICTS)}."
+            found.append(Problem("deploy_conflict", f"{self.deploy_conflict!r} is unknown.", remedy))
         if self.deploy_target not in TARGETS:
             remedy = f"Choose one of: {', '.join(TARGETS)}."
             return [*found, Problem("deploy_target", f"{self.deploy_target!r} is unknown.", remedy)]

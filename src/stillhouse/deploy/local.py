@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from stillhouse.artifacts import PackageManifest, sha256_file
 from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.smoke import KnownAnswer, known_answers, smoke_test
 from stillhouse.errors import InputError, ManifestError, Problem, ServingError, StillhouseError
+from stillhouse.evaluation.table import CHAMPION
 from stillhouse.progress import Step
 from stillhouse.serving.repository import set_model_version
 from stillhouse.serving.server import (
@@ -30,9 +31,8 @@ from stillhouse.serving.server import (
 )
 from stillhouse.serving.triton import LOOPBACK, free_ports
 
-__all__ = ["CHAMPION", "Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_release", "verify_release"]
+__all__ = ["Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_release", "verify_release"]
 
-CHAMPION = "champion"
 _LOCK_SECONDS = 900.0
 
 
@@ -71,7 +71,12 @@ class Endpoint:
 
 
 def deploy_release(
-    config: DeployConfig, *, registry: Registry, smoke_rows: Sequence[str | Mapping[str, Any]], step: Step | None = None
+    config: DeployConfig,
+    *,
+    registry: Registry,
+    smoke_rows: Sequence[str | Mapping[str, Any]],
+    step: Step | None = None,
+    allowed: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Deploy, and tell it as the run's summary shows it.
 
@@ -82,7 +87,7 @@ def deploy_release(
     Raises:
         InputError, ServingError: as `deploy_local`.
     """
-    endpoint = deploy_local(config, registry=registry, smoke_rows=smoke_rows, step=step)
+    endpoint = deploy_local(config, registry=registry, smoke_rows=smoke_rows, step=step, allowed=allowed)
     first = {answer.label: answer for answer in reversed(endpoint.answers)}
     chosen = [*first.values(), *(answer for answer in endpoint.answers if answer not in first.values())]
     return {
@@ -97,7 +102,12 @@ def deploy_release(
 
 
 def deploy_local(
-    config: DeployConfig, *, registry: Registry, smoke_rows: Sequence[str | Mapping[str, Any]], step: Step | None = None
+    config: DeployConfig,
+    *,
+    registry: Registry,
+    smoke_rows: Sequence[str | Mapping[str, Any]],
+    step: Step | None = None,
+    allowed: Callable[[], None] | None = None,
 ) -> Endpoint:
     """Serve a registered version on this machine, and call it `champion`.
 
@@ -107,6 +117,8 @@ def deploy_local(
         smoke_rows: texts of the test split that the server must answer just as the package does; or mappings with
             `text` and the `label` that the package gave when it was evaluated.
         step: told how far the work is.
+        allowed: called right before the endpoint is taken over, and again before the alias is moved; raises where that
+            must not be done any more.
 
     Raises:
         InputError: the deployment cannot be made here; nothing was changed.
@@ -123,9 +135,12 @@ def deploy_local(
     folder = serving_folder(config.home)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # One lock for the folder, whatever the model: there is one public server to replace.
+        # One lock for the folder, whatever the model: there is one public server to replace. Which of several runs may
+        # deploy a model at all is for the registry's lock, which other machines know of too.
         with FileLock(folder / "deploy.lock", timeout=_LOCK_SECONDS):
-            return _deploy_locked(config, registry, smoke_rows, folder, step or Step("deploy"))
+            return _deploy_locked(
+                config, registry, smoke_rows, folder, step or Step("deploy"), allowed or (lambda: None)
+            )
     except Timeout:
         raise ServingError(f"another deployment holds {folder / 'deploy.lock'} for {_LOCK_SECONDS:g} s.") from None
 
@@ -136,6 +151,7 @@ def _deploy_locked(
     smoke_rows: Sequence[str | Mapping[str, Any]],
     folder: Path,
     step: Step,
+    allowed: Callable[[], None],
 ) -> Endpoint:
     step.progress(0, 4, "fetch the release")
     package = fetch_release(registry, config.model_name, config.version, folder / "repository")
@@ -153,17 +169,20 @@ def _deploy_locked(
     )
     previous = read_status(folder)
     if previous and _serves(previous, public, answers):
+        allowed()
         _move_alias(registry, config)
         return replace(endpoint, kept=True)
 
     step.progress(1, 4, "try it on spare ports")
     _try_beside(public, answers)
     step.progress(2, 4, "take over the endpoint")
+    allowed()
     try:
         stop_folder(folder)
         start_server(public)
         step.progress(3, 4, "smoke-test")
         _tested(public, answers)
+        allowed()
         _move_alias(registry, config)
     except BaseException as error:  # an interrupt too: an endpoint that served before shall serve after
         stop_folder(folder)

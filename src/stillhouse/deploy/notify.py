@@ -10,6 +10,8 @@ import urllib.request
 
 from stillhouse import __version__
 from stillhouse.data.location import public_name
+from stillhouse.errors import StillhouseError
+from stillhouse.registry import MlflowRegistry, RunRecord
 
 __all__ = ["WEBHOOK_VARIABLE", "notify"]
 
@@ -18,22 +20,47 @@ WEBHOOK_VARIABLE = "STILLHOUSE_WEBHOOK_URL"
 _log = logging.getLogger(__name__)
 
 
-def notify(*, state: str, model_name: str, data: str, error: str = "", timeout_s: float = 10.0) -> bool:
+def notify(
+    *,
+    state: str,
+    model_name: str,
+    data: str,
+    error: str = "",
+    tracking_uri: str = "",
+    pipeline_run: str = "",
+    timeout_s: float = 10.0,
+) -> bool:
     """POST the outcome as JSON with a `text` for chat webhooks, and say whether it was taken.
 
     Returns False, and does nothing, where `STILLHOUSE_WEBHOOK_URL` is not set. A webhook that fails is logged and
     otherwise ignored: a run that succeeded has not failed because nobody could be told.
+
+    Args:
+        state: the orchestrator's word for how the run ended.
+        model_name: of the registered model.
+        data: source of the training rows; shown without secrets.
+        error: what the orchestrator says went wrong.
+        tracking_uri: the registry, which knows what came of the run.
+        pipeline_run: what the orchestrator calls the run.
+        timeout_s: how long to wait for the webhook.
     """
     url = os.environ.get(WEBHOOK_VARIABLE, "")
     if not url:
         return False
-    outcome = "succeeded" if state.upper() in ("SUCCEEDED", "COMPLETE") else "failed"
+    ended = "succeeded" if state.upper() in ("SUCCEEDED", "COMPLETE") else "failed"
+    record = _record(tracking_uri, pipeline_run)
+    outcome, reason, version = (record.outcome, record.reason, record.version) if record else ("", "", "")
+    verdict = f"{outcome.capitalize()}{f' (version {version})' if version else ''}: {reason}" if outcome else ""
     body = {
-        "text": f"Stillhouse: the run for {model_name} {outcome}." + (f" {error}" if error else ""),
+        "text": " ".join(filter(None, [f"Stillhouse: the run for {model_name} {ended}.", verdict, error])),
         "state": state,
         "model_name": model_name,
+        "model_version": version,
+        "outcome": outcome,
+        "outcome_reason": reason,
         "data": public_name(data),
         "error": error,
+        "pipeline_run": pipeline_run,
         "stillhouse_version": __version__,
     }
     try:
@@ -46,3 +73,15 @@ def notify(*, state: str, model_name: str, data: str, error: str = "", timeout_s
         # Only the kind of failure: an URLError's text can carry the URL.
         _log.warning("the webhook was not reached (%s)", type(failure).__name__)
         return False
+
+
+def _record(tracking_uri: str, pipeline_run: str) -> RunRecord | None:
+    """What the run left in the registry; None where it left nothing, or the registry cannot be read."""
+    if not pipeline_run:
+        return None
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # people wait for the message
+    try:
+        return MlflowRegistry(tracking_uri).run_record(pipeline_run)
+    except StillhouseError as failure:
+        _log.warning("what came of the run is not known: %s", failure)
+        return None

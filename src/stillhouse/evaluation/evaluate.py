@@ -1,26 +1,29 @@
-"""The `evaluate` step: measure every package on the test split, choose one by policy, and write the report."""
+"""The `evaluate` step: measure every package on the test split, choose one by policy, compare it with the champion."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.artifacts import DatasetManifest, EvaluationManifest, PackageManifest, PackagesManifest, sha256_file
-from stillhouse.errors import InputError, ManifestError, Problem
+from stillhouse.artifacts import DatasetManifest, EvaluationManifest, PackagesManifest
+from stillhouse.errors import InputError
 from stillhouse.evaluation.bootstrap import bootstrap_interval
+from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.evaluation.machine import available_cores, describe_machine
-from stillhouse.evaluation.measure import Measurement, measure
-from stillhouse.evaluation.policy import POLICIES, REFERENCE, choose, retention
-from stillhouse.evaluation.table import chosen
+from stillhouse.evaluation.measure import measure
+from stillhouse.evaluation.packages import load_champion, load_packages, served_rows
+from stillhouse.evaluation.policy import REFERENCE, choose, retention
+from stillhouse.evaluation.promotion import Champion, Contender, promotion_gate
+from stillhouse.evaluation.table import CHAMPION, chosen
 from stillhouse.progress import Step
-from stillhouse.tasks import Task, get_task
+from stillhouse.tasks import get_task
 
 __all__ = ["BASELINE_ROWS", "SMOKE_ROWS", "EvaluateConfig", "confusion_matrix", "evaluate", "scalar_metrics"]
 
@@ -30,121 +33,6 @@ SMOKE_ROWS = 16
 """Test rows whose answers are kept for the smoke test of a rollout."""
 _SMOKE_MARGIN = 0.2
 """Distance of the two most probable labels from which an answer counts as clear."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """How candidates are compared and chosen."""
-
-    policy: str = "real-time"
-    """`real-time`, `memory` or `quality`."""
-    min_retention: float = 0.97
-    """Least share of the FP32 teacher's quality that a candidate must keep, above 0 and at most 1."""
-    quality_metric: str = "accuracy"
-    """Metric that retention and the policies are computed from; one of the task's."""
-    bootstrap_samples: int = 1000
-    """Resamples for the 95% interval."""
-    seed: int = 42
-    """Seed of the resamples, of the texts timed and of the baselines."""
-    latency_samples: int = 200
-    """Test texts answered one at a time to measure latency, in each of 3 rounds."""
-    throughput_rows: int = 512
-    """Test rows answered in batches of 32 to measure throughput, over all rounds."""
-    threads: int = 0
-    """Threads of one call, the same for all candidates; 0 takes every core that this process may use."""
-
-    def problems(self, task: Task | None = None) -> list[Problem]:
-        """Everything wrong with the values; with a task, the metric is checked too."""
-        found = []
-        if self.policy not in POLICIES:
-            found.append(Problem("policy", f"{self.policy!r} is unknown.", f"Choose one of: {', '.join(POLICIES)}."))
-        if not 0 < self.min_retention <= 1:
-            found.append(
-                Problem("min_retention", f"{self.min_retention} is not a share.", "Give a number above 0, at most 1.")
-            )
-        if task is not None and self.quality_metric not in task.metric_names:
-            names = ", ".join(task.metric_names)
-            what = f"{self.quality_metric!r} is not a metric of {task.name}."
-            found.append(Problem("quality_metric", what, f"Choose one of: {names}."))
-        # Below 100 resamples the 2.5% tails hold two values or fewer.
-        for name, least in (
-            ("bootstrap_samples", 100),
-            ("latency_samples", 10),
-            ("throughput_rows", 1),
-            ("threads", 0),
-        ):
-            if getattr(self, name) < least:
-                found.append(Problem(name, f"{getattr(self, name)} is too small.", f"Give {least} or more."))
-        return found
-
-
-@dataclass(frozen=True)
-class _Package:
-    folder: Path
-    manifest: PackageManifest
-    digest: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.manifest.name} {self.manifest.precision}"
-
-
-def _load_packages(
-    folders: Sequence[Path], dataset: DatasetManifest
-) -> tuple[list[_Package], list[dict[str, str]], dict[str, str]]:
-    """All packages in order, what was refused before, and the digest of each `packages` artifact by role.
-
-    Raises:
-        InputError: with every package that is altered, doubled, or made for other labels than the dataset's.
-    """
-    found: list[_Package] = []
-    refused: list[dict[str, str]] = []
-    digests: dict[str, str] = {}
-    problems: list[Problem] = []
-    for folder in folders:
-        try:
-            manifest = PackagesManifest.load(folder)
-            manifest.verify(folder)
-            digests[f"packages_{manifest.name}"] = PackagesManifest.digest(folder)
-            refused += [
-                {"name": manifest.name, "precision": precision, "reason": reason}
-                for precision, reason in manifest.refused.items()
-            ]
-            for precision in manifest.precisions:
-                path = folder / precision
-                found.append(_Package(path, PackageManifest.load(path), sha256_file(path / "package.json")))
-        except ManifestError as error:
-            problems += error.problems
-    seen: set[str] = set()
-    for package in found:
-        if package.key in seen:
-            problems.append(Problem("packages", f"{package.key} is given twice.", "Give each candidate once."))
-        seen.add(package.key)
-        if (package.manifest.task, package.manifest.label_names) != (dataset.task, dataset.label_names):
-            what = f"{package.key} answers other labels, or another task, than the dataset holds."
-            problems.append(Problem("packages", what, "Evaluate packages on the dataset they were trained for."))
-    if not problems and not any((p.manifest.name, p.manifest.precision) == REFERENCE for p in found):
-        what = "the FP32 teacher, which retention is measured against, is not among the candidates."
-        reasons = [entry["reason"] for entry in refused if (entry["name"], entry["precision"]) == REFERENCE]
-        remedy = f"It was refused: {reasons[0]}" if reasons else "Package the teacher, and keep fp32 in `precisions`."
-        problems.append(Problem("packages", what, remedy))
-    if problems:
-        raise InputError(problems)
-    return found, refused, digests
-
-
-def _served_rows(rows: Mapping[str, Sequence[Any]], packages: Sequence[_Package]) -> list[int]:
-    """Indices of the test rows that every endpoint would take: the others are over the byte limit.
-
-    Raises:
-        InputError: none is left.
-    """
-    limit = min(package.manifest.max_text_bytes for package in packages)
-    kept = [index for index, text in enumerate(rows["text"]) if len(text.encode("utf-8", "surrogatepass")) <= limit]
-    if not kept:
-        what = f"no test row is left to evaluate on: {len(rows['text'])} rows, none within {limit} bytes."
-        raise InputError(Problem("test_data", what, "Give test rows, or raise `max_text_bytes`."))
-    return kept
 
 
 def _calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = 10) -> list[dict[str, Any]]:
@@ -189,16 +77,16 @@ def _smoke_rows(
 
 
 def _write_predictions(
-    path: Path, labels: NDArray[np.int64], measured: Mapping[str, Measurement], rows: list[int]
+    path: Path, labels: NDArray[np.int64], measured: Mapping[str, Contender], rows: list[int]
 ) -> None:
     """`predictions.parquet`: test row number, label, and each candidate's predicted label id and its probability."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"row": np.array(rows, dtype=np.int64), "label": labels}
-    for key, measurement in measured.items():
-        columns[key] = measurement.probabilities.argmax(axis=1)
-        columns[f"{key} probability"] = measurement.probabilities.max(axis=1)
+    for key, contender in measured.items():
+        columns[key] = contender.probabilities.argmax(axis=1)
+        columns[f"{key} probability"] = contender.probabilities.max(axis=1)
     pq.write_table(pa.table(columns), path)
 
 
@@ -207,10 +95,11 @@ def evaluate(
     *,
     dataset_dir: str | os.PathLike[str],
     packages: Sequence[Path],
+    champion_dir: str | os.PathLike[str] | None = None,
     output_dir: str | os.PathLike[str],
     step: Step,
 ) -> EvaluationManifest:
-    """Measure, choose and report; writes an `evaluation` artifact.
+    """Measure, choose, compare with the champion, and report; writes an `evaluation` artifact.
 
     Beside `evaluation.json` and `report.html` the folder gets `predictions.parquet` (every candidate's answer to every
     test row), `smoke.json` (rows with the chosen package's answers, for the test of a rollout) and the plots.
@@ -219,6 +108,8 @@ def evaluate(
         config: how to compare and choose.
         dataset_dir: a `dataset` artifact; figures come from its test split.
         packages: `packages` artifacts, the teacher's among them.
+        champion_dir: a `packages` artifact with the champion's package, which is measured as one more candidate but
+            not chosen from; with none in it, or None, there is no champion.
         output_dir: where to write; made if it is not there.
         step: told how far the work is.
 
@@ -233,16 +124,22 @@ def evaluate(
     task = get_task(dataset.task)
     if problems := config.problems(task):
         raise InputError(problems)
-    found, refused, digests = _load_packages([Path(folder) for folder in packages], dataset)
+    found, refused, digests = load_packages([Path(folder) for folder in packages], dataset)
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
 
     test: Mapping[str, Sequence[Any]] = read_split(dataset_dir, "test")
-    rows = _served_rows(test, found)
+    rows = served_rows(test, found)
     over_limit = len(test["text"]) - len(rows)
     test = {name: [values[row] for row in rows] for name, values in test.items()}
     labels = np.asarray(test["label"], dtype=np.int64)
     metric = config.quality_metric
+    threads = config.threads or available_cores()
+    champion, incomparable = None, ""
+    if champion_dir is not None and config.champion_version:
+        champion, incomparable = load_champion(Path(champion_dir), dataset, test["text"], threads)
+        digests[f"packages_{CHAMPION}"] = PackagesManifest.digest(champion_dir)
+    measured_packages = [*found, champion] if champion else found
 
     def figures(probabilities: NDArray[np.float32]) -> dict[str, Any]:
         interval = bootstrap_interval(
@@ -255,9 +152,8 @@ def evaluate(
         )
         return {"metrics": task.metrics(probabilities, labels), "interval": [interval.low, interval.high]}
 
-    threads = config.threads or available_cores()
     measured = measure(
-        {package.key: package.folder for package in found},
+        {package.key: package.folder for package in measured_packages},
         test["text"],
         threads=threads,
         latency_samples=config.latency_samples,
@@ -266,35 +162,62 @@ def evaluate(
         step=step,
     )
     candidates = []
-    for package in found:
+    contenders: dict[str, Contender] = {}
+    for package in measured_packages:
         result = measured[package.key]
-        details = task.details(result.probabilities, labels, dataset.label_names)
-        candidates.append(
-            {
-                "name": package.manifest.name,
-                "precision": package.manifest.precision,
-                "family": package.manifest.family,
-                "parameters": package.manifest.parameters,
-                "bytes": package.manifest.bytes,
-                **figures(result.probabilities),
-                "latency_ms": result.latency_ms,
-                "throughput": result.throughput,
-                "peak_memory_mb": result.peak_memory_mb,
-                "model_memory_mb": result.model_memory_mb,
-                "load_seconds": result.load_seconds,
-                "details": details | {"calibration": _calibration(result.probabilities, labels)},
-                "parity": package.manifest.parity,
-                "package_digest": package.digest,
-            }
-        )
+        probabilities = package.in_order(result.probabilities, dataset.label_names)
+        details = task.details(probabilities, labels, dataset.label_names)
+        entry = {
+            "name": package.role,
+            "precision": package.manifest.precision,
+            "family": package.manifest.family,
+            "parameters": package.manifest.parameters,
+            "bytes": package.manifest.bytes,
+            **figures(probabilities),
+            "latency_ms": result.latency_ms,
+            "throughput": result.throughput,
+            "peak_memory_mb": result.peak_memory_mb,
+            "model_memory_mb": result.model_memory_mb,
+            "load_seconds": result.load_seconds,
+            "details": details | {"calibration": _calibration(probabilities, labels)},
+            "parity": package.manifest.parity,
+            "package_digest": package.digest,
+        }
+        if package is champion:
+            entry |= {"version": config.champion_version, "origin": package.manifest.name}
+        candidates.append(entry)
+        contenders[package.key] = Contender(entry=entry, probabilities=probabilities, latencies=result.latencies)
     train = _baseline_rows(dataset_dir, dataset.splits["train"].rows, config.seed)
     baselines = [
         {"name": name, **figures(probabilities)}
         for name, probabilities in task.baselines(train, test, len(dataset.label_names), config.seed).items()
     ]
     _compare(candidates, baselines, metric)
-    choice = choose(candidates, baselines, config.policy, config.min_retention, metric)
-
+    new = [entry for entry in candidates if entry["name"] != CHAMPION]
+    choice = choose(new, baselines, config.policy, config.min_retention, metric)
+    winner = contenders[f"{choice.name} {choice.precision}"]
+    reigning = None
+    if champion or incomparable:
+        of_champion = contenders[champion.key] if champion else None
+        reigning = Champion(version=config.champion_version, measured=of_champion, incomparable=incomparable)
+    promotion = promotion_gate(
+        config,
+        task,
+        challenger=winner,
+        champion=reigning,
+        labels=labels,
+        tried=len(new),
+        undeployable=choice.undeployable_reason,
+    )
+    decided = {
+        "promotion": asdict(promotion),
+        "refused": refused,
+        "incomparable": [{"name": CHAMPION, "version": config.champion_version, "reason": incomparable}]
+        if incomparable
+        else [],
+        "rows_over_limit": over_limit,
+        "settings": asdict(config),
+    }
     manifest = EvaluationManifest(
         producer="evaluate",
         inputs={"dataset": DatasetManifest.digest(dataset_dir), **digests},
@@ -305,13 +228,12 @@ def evaluate(
         test_rows=len(rows),
         baselines=baselines,
         candidates=candidates,
-        choice=asdict(choice) | {"refused": refused, "rows_over_limit": over_limit, "settings": asdict(config)},
+        choice=asdict(choice) | decided,
         machine=describe_machine(threads) | {"baseline_train_rows": len(train["text"])},
     )
-    winner = measured[f"{choice.name} {choice.precision}"].probabilities
-    smoke = _smoke_rows(test["text"], winner, dataset.label_names, config.seed)
+    smoke = _smoke_rows(test["text"], winner.probabilities, dataset.label_names, config.seed)
     (output / "smoke.json").write_text(json.dumps(smoke, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_predictions(output / "predictions.parquet", labels, measured, rows)
+    _write_predictions(output / "predictions.parquet", labels, contenders, rows)
     write_report(manifest, dataset, output, title=found[0].manifest.served_name)
     manifest.save(output)
     return EvaluationManifest.load(output)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stillhouse.errors import ServingError
 from stillhouse.progress import Step
 
-__all__ = ["BATCH", "ROUNDS", "Measurement", "measure"]
+__all__ = ["BATCH", "ROUNDS", "Measurement", "measure", "probe"]
 
 BATCH = 32
 """Rows per call when throughput is measured and when the test split is predicted."""
@@ -44,6 +44,8 @@ class Measurement:
     """[n, c], in the order of the texts given."""
     latency_ms: dict[str, float]
     """`p50`, `p95` and `p99` of one text at a time, tokenising included, in milliseconds."""
+    latencies: NDArray[np.float64]
+    """[rounds, texts], seconds: what the percentiles are made of. Every candidate was asked the same texts."""
     throughput: float
     """Rows per second in batches of 32, texts of whatever length they come in."""
     peak_memory_mb: float
@@ -142,6 +144,20 @@ def _processes(packages: Mapping[str, Path], threads: int, folder: Path) -> Iter
             process.close()
 
 
+def probe(key: str, package: Path, text: str, threads: int) -> None:
+    """Load a package in a process of its own, and let it answer one text.
+
+    Raises:
+        ServingError: it cannot be loaded, or fails on the text.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="stillhouse-probe-") as folder,
+        _processes({key: package}, threads, Path(folder)) as (process,),
+    ):
+        process.ask("load")
+        process.ask("time", batches=[[text]], warm=0)
+
+
 def _percentiles(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
     """p50, p95 and p99 in milliseconds: each percentile within a round, then the median over rounds."""
     values = np.percentile(np.array(rounds) * 1000, [50, 95, 99], axis=1)
@@ -230,6 +246,7 @@ def measure(
         key: Measurement(
             probabilities=probabilities[key],
             latency_ms=_percentiles(latencies[key]),
+            latencies=np.array(latencies[key]),
             throughput=float(np.median(rates[key])),
             peak_memory_mb=peaks[key],
             model_memory_mb=peaks[key] - loaded[key]["import_mb"],

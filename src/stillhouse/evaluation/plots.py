@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.artifacts import EvaluationManifest
-from stillhouse.evaluation.table import chosen, metric_title
+from stillhouse.evaluation.table import candidate_title, chosen, metric_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def _quality_plot(manifest: EvaluationManifest, x_of: Callable[[Mapping[str, Any
             if entry is winner:
                 axes.plot(x, y, "o", markersize=17, markerfacecolor="none", markeredgecolor=_INK, zorder=4)
             marker = _MARKERS.get(entry["precision"], "s")
-            label = f"{entry['name']} {entry['precision']}" + (" (chosen)" if entry is winner else "")
+            label = f"{candidate_title(entry)} {entry['precision']}" + (" (chosen)" if entry is winner else "")
             axes.plot(x, y, marker, color=colour, markersize=8.5, label=label, linestyle="none", zorder=3)
         if manifest.policy != "quality":
             need = manifest.min_retention * teacher["metrics"][metric]

@@ -12,6 +12,7 @@ from typing import Any
 from stillhouse.artifacts import DatasetManifest, EvaluationManifest
 from stillhouse.evaluation.plots import calibration_plot, quality_plots
 from stillhouse.evaluation.table import (
+    candidate_title,
     chosen,
     columns,
     format_bytes,
@@ -79,6 +80,24 @@ def _tiles(manifest: EvaluationManifest) -> list[dict[str, str]]:
     return tiles
 
 
+def _promotion(manifest: EvaluationManifest) -> dict[str, Any] | None:
+    """The comparison with the champion: what was decided and why, and its figures by name."""
+    found: dict[str, Any] | None = manifest.choice.get("promotion")
+    if not found:
+        return None
+    figures: dict[str, str] = {}
+    if found["difference"] is not None:
+        low, high = found["interval"]
+        title = f"{metric_title(found['metric'])}, new less champion"
+        figures[title] = f"{found['difference']:+.4f} ({100 * (1 - found['level']):.4g}%: {low:+.4f} to {high:+.4f})"
+        if found["test"]:
+            figures[found["test"]] = f"p = {found['p_value']:.3g}"
+        low, high = found["latency_interval"]
+        figures["p95 latency, new to champion"] = f"{found['latency_ratio']:.3f} ({low:.3f} to {high:.3f})"
+        figures["size, new to champion"] = f"{found['bytes_ratio']:.3f}"
+    return found | {"figures": figures}
+
+
 def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
@@ -105,7 +124,7 @@ def render_report(manifest: EvaluationManifest, dataset: DatasetManifest, *, tit
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _cell, "metric_title": metric_title}
+    environment.filters |= {"cell": _cell, "metric_title": metric_title, "candidate_title": candidate_title}
     winner = chosen(manifest)
     details = winner["details"]
     labels = [row.get("label", "") for row in details.get("table", ())]
@@ -120,7 +139,8 @@ def render_report(manifest: EvaluationManifest, dataset: DatasetManifest, *, tit
         columns=columns(manifest),
         candidates=[row for row in rows if row.kind == "candidate"],
         baselines=[row for row in rows if row.kind == "baseline"],
-        refused=[row for row in rows if row.kind == "refused"],
+        refused=[row for row in rows if row.kind in ("refused", "incomparable")],
+        promotion=_promotion(manifest),
         plots={name: _data_uri(svg) for name, svg in plots.items()},
         labels=labels,
         matrix=_matrix(confusion) if len(confusion) <= MATRIX_CLASSES else [],

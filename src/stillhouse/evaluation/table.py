@@ -9,9 +9,11 @@ from typing import Any, Literal
 from stillhouse.artifacts import EvaluationManifest
 
 __all__ = [
+    "CHAMPION",
     "COMPACT",
     "Column",
     "Row",
+    "candidate_title",
     "chosen",
     "columns",
     "format_bytes",
@@ -20,6 +22,8 @@ __all__ = [
     "table_rows",
 ]
 
+CHAMPION = "champion"
+"""Name of the candidate that was deployed before, and the registry's alias for what is deployed."""
 _TITLES = {"macro_f1": "macro-F1", "mcc": "MCC", "calibration_error": "calibration error", "f1": "F1"}
 
 COMPACT = ("model", "precision", "quality", "retention", "bytes", "p50", "p95", "speedup")
@@ -44,12 +48,17 @@ class Column:
 class Row:
     """One line of the comparison."""
 
-    kind: Literal["candidate", "baseline", "refused"]
+    kind: Literal["candidate", "baseline", "refused", "incomparable"]
     chosen: bool
     cells: dict[str, str]
     """Text by column key; every column is there."""
     note: str = ""
-    """Why it was refused; empty for the others."""
+    """Why it was refused, or cannot be compared; empty for the others."""
+
+
+def candidate_title(entry: Mapping[str, Any]) -> str:
+    """A candidate's name as people read it: of a champion, with its version."""
+    return f"{entry['name']} v{entry['version']}" if entry.get("version") else str(entry["name"])
 
 
 def metric_title(name: str) -> str:
@@ -119,7 +128,8 @@ def _quality(entry: Mapping[str, Any], metric: str) -> str:
 
 def _cells(entry: Mapping[str, Any], metric: str) -> dict[str, str]:
     cells = {name: f"{value:.4f}" for name, value in entry["metrics"].items() if name != metric}
-    cells |= {"model": entry["name"], "quality": _quality(entry, metric), "retention": _share(entry["retention"])}
+    cells["model"] = candidate_title(entry)
+    cells |= {"quality": _quality(entry, metric), "retention": _share(entry["retention"])}
     if "latency_ms" in entry:
         cells |= {name: _milliseconds(value) for name, value in entry["latency_ms"].items()}
         speedup = entry["speedup_vs_teacher"]
@@ -136,7 +146,7 @@ def _cells(entry: Mapping[str, Any], metric: str) -> dict[str, str]:
 
 
 def table_rows(manifest: EvaluationManifest, keys: Sequence[str] | None = None) -> list[Row]:
-    """Candidates in the order measured, then what was refused, then the baselines from the best down.
+    """Candidates in the order measured, then what was refused or cannot be compared, then the best baselines first.
 
     Args:
         manifest: the evaluation.
@@ -154,6 +164,10 @@ def table_rows(manifest: EvaluationManifest, keys: Sequence[str] | None = None) 
     rows += [
         Row("refused", False, complete({"model": entry["name"], "precision": entry["precision"]}), entry["reason"])
         for entry in manifest.choice.get("refused", ())
+    ]
+    rows += [
+        Row("incomparable", False, complete({"model": candidate_title(entry)}), entry["reason"])
+        for entry in manifest.choice.get("incomparable", ())
     ]
     ranked = sorted(manifest.baselines, key=lambda entry: -entry["metrics"][manifest.metric])
     rows += [Row("baseline", False, complete(_cells(entry, manifest.metric))) for entry in ranked]

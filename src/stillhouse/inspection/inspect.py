@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
+from stillhouse.artifacts import digest_json
 from stillhouse.data.config import DataConfig
 from stillhouse.data.prepare import inspect_source
 from stillhouse.deploy.config import DeployConfig
-from stillhouse.errors import InputError, Problem
-from stillhouse.evaluation.evaluate import EvaluateConfig
+from stillhouse.errors import InputError, Problem, RegistryError
+from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.export.config import PackageConfig
 from stillhouse.models.checkpoints import check_reference
 from stillhouse.progress import Step
-from stillhouse.registry.tracking import uri_problems
+from stillhouse.registry import MlflowRegistry, RegisterConfig, RegisteredChampion
 from stillhouse.tasks import TASKS, get_task
 from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
 from stillhouse.training.scale import ScaleConfig
 from stillhouse.versions import step_versions
 
-__all__ = ["Inspection", "data_config", "inspect_run", "parameter_problems", "scale_config"]
+__all__ = [
+    "Inspection",
+    "data_config",
+    "inspect_run",
+    "parameter_problems",
+    "record_unchanged",
+    "run_digest",
+    "scale_config",
+]
+
+_SHAPELESS = frozenset(
+    ("tracking_uri", "experiment", "run_name", "pipeline_run", "deploy_target", "promotion", "significance",
+     "deploy_conflict", "skip_unchanged", "grpc_port", "http_port", "metrics_port", "checkpoint_dir", "gpu_type",
+     "train_cpu", "train_memory", "node_selector", "tolerations")
+)  # fmt: skip
+"""Parameters that do not change what a run makes. GPUs and machines do: the batch grows with them."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,19 @@ class Inspection:
     """Code version of each kind of cached step."""
     gpus: str
     """GPUs that a training step's own pod needs: none where the training runs in pods of its own."""
+    run_digest: str
+    """Of all that shapes what the run makes: parameters, the source's content, and code."""
+    champion_version: str
+    """Registered version to compare with; empty where there is no champion, or it is what this very run makes."""
+    champion_digest: str
+    """sha256 of its package's manifest; empty where there is nothing to compare with."""
+    unchanged: str
+    """Why the run may end here, in a sentence; empty where it goes on."""
+
+    @property
+    def proceed(self) -> str:
+        """`yes` or `no`, as a condition of the pipeline reads it."""
+        return "no" if self.unchanged else "yes"
 
 
 def data_config(parameters: Mapping[str, Any]) -> DataConfig:
@@ -53,8 +83,13 @@ def scale_config(parameters: Mapping[str, Any]) -> ScaleConfig:
     return ScaleConfig(**{field.name: parameters[field.name] for field in fields(ScaleConfig)})
 
 
-def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
-    """Everything wrong with the parameters themselves; the source's content is not looked at."""
+def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = True) -> list[Problem]:
+    """Everything wrong with the parameters themselves; the source's content is not looked at.
+
+    Args:
+        parameters: the pipeline's.
+        checkpoints: also look the checkpoints up, which takes a model hub.
+    """
     p = parameters
     common = {
         name: p[name]
@@ -90,8 +125,7 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
             distillation=distillation,
             **common,
         ).problems,
-        lambda: check_reference(p["teacher"], "teacher"),
-        lambda: check_reference(p["albert"], "albert"),
+        *(partial(check_reference, p[role], role) for role in ("teacher", "albert") if checkpoints),
         PackageConfig(
             served_name=p["model_name"],
             precisions=p["precisions"],
@@ -105,6 +139,8 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
             min_retention=p["min_retention"],
             quality_metric=p["quality_metric"],
             bootstrap_samples=p["bootstrap_samples"],
+            promotion=p["promotion"],
+            significance=p["significance"],
             seed=p["seed"],
         ).problems(TASKS.get(p["task"])),
         DeployConfig(
@@ -112,11 +148,12 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
             version="",
             tracking_uri=p["tracking_uri"],
             deploy_target=p["deploy_target"],
+            deploy_conflict=p["deploy_conflict"],
             grpc_port=p["grpc_port"],
             http_port=p["http_port"],
             metrics_port=p["metrics_port"],
         ).problems,
-        lambda: uri_problems(p["tracking_uri"]),
+        RegisterConfig(model_name=p["model_name"], tracking_uri=p["tracking_uri"], experiment=p["experiment"]).problems,
         scale_config(p).problems,
     ]
     found: list[Problem] = []
@@ -128,13 +165,19 @@ def parameter_problems(parameters: Mapping[str, Any]) -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
+def run_digest(parameters: Mapping[str, Any], fingerprint: str, versions: Mapping[str, str]) -> str:
+    """Digest (16 hex digits) of all that shapes what a run makes; a parameter counts unless it is known not to."""
+    shaping = {name: value for name, value in parameters.items() if name not in _SHAPELESS}
+    return digest_json({"parameters": shaping, "fingerprint": fingerprint, "versions": dict(versions)})[:16]
+
+
 def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> Inspection:
-    """Check every parameter and read the source through once.
+    """Check every parameter, read the source through once, and look up what is deployed.
 
     Raises:
-        InputError: with everything that is wrong, of the parameters and of the source.
+        InputError: with everything that is wrong, of the parameters, of the source and of the registry.
     """
-    found = parameter_problems(parameters)
+    found = parameter_problems(parameters) + scale_config(parameters).machine_problems()
     fingerprint = ""
     try:
         report = inspect_source(data_config(parameters), step=step)
@@ -142,6 +185,53 @@ def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> I
         fingerprint = report.fingerprint
     except InputError as error:
         found.extend(error.problems)
+    champion = None
+    if not {"tracking_uri", "model_name"} & {problem.where for problem in found}:
+        try:
+            champion = MlflowRegistry(parameters["tracking_uri"]).champion(parameters["model_name"])
+        except RegistryError as error:
+            # Every run registers in the end: better to hear of it before the training.
+            found.append(Problem("tracking_uri", str(error)))
     if found:
         raise InputError(dict.fromkeys(found))
-    return Inspection(fingerprint, step_versions(), str(scale_config(parameters).step_gpus))
+    versions = step_versions()
+    digest = run_digest(parameters, fingerprint, versions)
+    # A repeated run would otherwise measure again, beside itself, what it made the first time.
+    rival = champion if champion is not None and champion.run_digest != digest else None
+    return Inspection(
+        fingerprint=fingerprint,
+        versions=versions,
+        gpus=str(scale_config(parameters).step_gpus),
+        run_digest=digest,
+        champion_version=rival.version if rival else "",
+        champion_digest=rival.digest if rival else "",
+        unchanged=_unchanged(champion, fingerprint) if parameters["skip_unchanged"] else "",
+    )
+
+
+def _unchanged(champion: RegisteredChampion | None, fingerprint: str) -> str:
+    if champion is None or champion.fingerprint != fingerprint:
+        return ""
+    return f"The source has not changed since the champion, version {champion.version}, was trained."
+
+
+def record_unchanged(found: Inspection, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Leave a record of a run that ends at its inspection, and return what its summary shows.
+
+    Args:
+        found: an inspection with `unchanged`.
+        parameters: the run's, with `experiment`, `run_name` and `pipeline_run`.
+
+    Raises:
+        RegistryError: the registry refused, or could not be reached.
+    """
+    registry = MlflowRegistry(parameters["tracking_uri"])
+    registry.record_outcome(
+        parameters["pipeline_run"],
+        "unchanged",
+        found.unchanged,
+        experiment=parameters["experiment"],
+        run_name=parameters["run_name"],
+        tags={"model_name": parameters["model_name"], "dataset_fingerprint": found.fingerprint},
+    )
+    return {"outcome": "unchanged", "outcome_reason": found.unchanged}

@@ -6,15 +6,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stillhouse.artifacts import PackageManifest, sha256_file
-from stillhouse.errors import InputError, ManifestError, RegistryError
+from stillhouse.errors import ManifestError, RegistryError
+from stillhouse.evaluation.table import CHAMPION
 from stillhouse.progress import Step
+from stillhouse.registry.connection import Connection
+from stillhouse.registry.lock import DeployLock
 from stillhouse.registry.register import (
     PACKAGE_PATH,
     TAG_PREFIX,
@@ -23,60 +27,29 @@ from stillhouse.registry.register import (
     check_inputs,
     log_and_register,
 )
-from stillhouse.registry.tracking import (
-    absolute_uri,
-    as_default,
-    form_problems,
-    load_mlflow,
-    redact,
-    registry_errors,
-    resolve_uri,
-    sqlite_path,
-)
+from stillhouse.registry.run_record import RunRecord, download_evaluation, find_run, leave_run
+from stillhouse.registry.tracking import as_default, redact, registry_errors
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-__all__ = ["MlflowRegistry"]
+__all__ = ["MlflowRegistry", "RegisteredChampion"]
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 
 
-class MlflowRegistry:
-    """One model registry.
+@dataclass(frozen=True)
+class RegisteredChampion:
+    """What the alias `champion` points to."""
 
-    Args:
-        tracking_uri: `sqlite:///PATH/mlflow.db`, or the address of an MLflow server; empty takes what
-            `MLFLOW_TRACKING_URI` says. On SQLite, artifacts are kept in
-            `mlartifacts/` beside the database.
+    version: str
+    digest: str
+    """sha256 of its package's manifest."""
+    fingerprint: str
+    """Of the source that it was trained on."""
+    run_digest: str
+    """Of everything that shaped it; see `stillhouse.inspection`. Empty where an earlier release registered it."""
 
-    Raises:
-        InputError: the URI is of no kind that is understood.
-    """
 
-    def __init__(self, tracking_uri: str) -> None:
-        uri = resolve_uri(tracking_uri)
-        if problems := form_problems(uri):
-            raise InputError(problems)
-        self.uri = absolute_uri(uri)
-        self._database = sqlite_path(self.uri)
-        self._initialised = False
-
-    def __repr__(self) -> str:
-        return f"MlflowRegistry({redact(self.uri, self.uri)!r})"
-
-    def initialise(self) -> None:
-        """Create the database if it is not there. Any number of processes may call this at once.
-
-        Left to itself, MLflow creates the tables when first used, and fails when several processes do that together.
-
-        Raises:
-            RegistryError: the folder is not writable, or the server does not answer.
-        """
-        with registry_errors(self.uri, "open the database"), self._lock("init"):
-            self._client().search_experiments(max_results=1)
-            self._client().search_registered_models(max_results=1)
-        self._initialised = True
+class MlflowRegistry(Connection):
+    """One model registry; made of the same arguments as a `Connection`."""
 
     def register(
         self,
@@ -109,7 +82,7 @@ class MlflowRegistry:
         if not self._initialised:
             self.initialise()
         with registry_errors(self.uri, f"register {config.model_name}"), self._lock("register"):
-            client = self._client()
+            client = self.client()
             experiment = self._experiment(config.experiment)
             existing = next((v for v in self._versions(config.model_name) if _digest(v) == inputs.package_digest), None)
             with as_default(self.uri) as mlflow:
@@ -131,13 +104,13 @@ class MlflowRegistry:
         """
         self._version(name, version)
         with registry_errors(self.uri, f"set the alias {alias} of {name}"):
-            self._client().set_registered_model_alias(name, alias, version)
+            self.client().set_registered_model_alias(name, alias, version)
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias; nothing happens where there is none."""
         if self.get_alias(name, alias) is not None:
             with registry_errors(self.uri, f"delete the alias {alias} of {name}"):
-                self._client().delete_registered_model_alias(name, alias)
+                self.client().delete_registered_model_alias(name, alias)
 
     def resolve(self, uri: str) -> tuple[str, str]:
         """Name and version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
@@ -181,6 +154,7 @@ class MlflowRegistry:
         Raises:
             RegistryError: there is no such version, Stillhouse did not register it, or its files were altered (each is
                 named); also when `destination` holds something else.
+            ManifestError: another release registered it, in a format that this one does not understand.
         """
         entry = self._version(name, version)
         expected = _digest(entry)
@@ -208,17 +182,95 @@ class MlflowRegistry:
             shutil.move(package, destination)
         return destination
 
+    def champion(self, name: str) -> RegisteredChampion | None:
+        """The version of a model that is deployed; None where there is none.
+
+        Raises:
+            RegistryError: the registry could not be read, or Stillhouse did not register that version.
+        """
+        version = self.get_alias(name, CHAMPION)
+        if version is None:
+            return None
+        tags = self.tags(name, version)
+        if "manifest_digest" not in tags:
+            raise RegistryError(
+                f"The champion of {name}, version {version}, was not registered by Stillhouse: it has no package "
+                "digest. Delete its alias `champion`, or give another `model_name`."
+            )
+        fingerprint, run_digest = tags.get("dataset_fingerprint", ""), tags.get("run_digest", "")
+        return RegisteredChampion(version, tags["manifest_digest"], fingerprint, run_digest)
+
+    @contextmanager
+    def deploy_lock(self, name: str, *, holder: str, wait_s: float, step: Step) -> Iterator[DeployLock]:
+        """Be the only run that deploys this model; see `stillhouse.registry.lock`.
+
+        Raises:
+            LockBusy: another run held the lock for `wait_s` seconds.
+            RegistryError: the registry refused, or could not be reached.
+        """
+        with DeployLock(self, name, holder).hold(wait_s=wait_s, step=step) as lock:
+            yield lock
+
+    def run_record(self, pipeline_run: str, destination: Path | None = None) -> RunRecord | None:
+        """What a run of the pipeline left here, by the pipeline's own run id; None where it left nothing.
+
+        Args:
+            pipeline_run: what the orchestrator calls the run.
+            destination: where to download its evaluation to; without it, nothing is downloaded.
+
+        Raises:
+            RegistryError: the registry could not be read.
+        """
+        if self._absent():
+            return None
+        with registry_errors(self.uri, f"read what the run {pipeline_run} left"), as_default(self.uri):
+            record = find_run(self.client(), pipeline_run)
+            return download_evaluation(self.client(), record, destination) if record and destination else record
+
+    def record_outcome(
+        self, pipeline_run: str, outcome: str, reason: str, *, experiment: str = "", run_name: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Say on the run's record what came of it, and on the model version where it has one.
+
+        A run that has left no record yet gets a small one.
+
+        Args:
+            pipeline_run: what the orchestrator calls the run.
+            outcome: one of `stillhouse.registry.OUTCOMES`.
+            reason: why, in a sentence or two.
+            experiment: where a new record goes.
+            run_name: name of a new record; empty lets MLflow choose.
+            tags: of a new record, without Stillhouse's prefix.
+
+        Raises:
+            RegistryError: the registry refused, or could not be reached.
+        """
+        found = {"outcome": outcome, "outcome_reason": reason}
+        with registry_errors(self.uri, "record what came of the run"):
+            client = self.client()
+            record = find_run(client, pipeline_run)
+            if record is None:
+                everything = {**(tags or {}), **found, "pipeline_run": pipeline_run}
+                leave_run(client, self._experiment(experiment), run_name, everything)
+                return
+            for key, value in found.items():
+                client.set_tag(record.run_id, TAG_PREFIX + key, value)
+                if record.version:
+                    client.set_model_version_tag(record.model_name, record.version, TAG_PREFIX + key, value)
+
     def models(self) -> list[dict[str, Any]]:
         """Every version that Stillhouse registered: by name, the newest first.
 
         Keys: `name`, `version`, `aliases`, `candidate`, `precision`, `metric`, `quality`, `retention`, `p95_ms`,
-        `bytes`, `policy`, `deployable`, `created` (ISO 8601, UTC), `run_id`, `manifest_digest`.
+        `bytes`, `policy`, `deployable`, `outcome`, `outcome_reason`, `created` (ISO 8601, UTC), `run_id`,
+        `manifest_digest`.
         """
         if self._absent():
             return []
         rows = []
         with registry_errors(self.uri, "list the models"):
-            for model in sorted(self._pages(self._client().search_registered_models), key=lambda m: str(m.name)):
+            for model in sorted(self._pages(self.client().search_registered_models), key=lambda m: str(m.name)):
                 aliases: dict[str, list[str]] = {}
                 for alias, version in model.aliases.items():
                     aliases.setdefault(str(version), []).append(alias)
@@ -226,76 +278,6 @@ class MlflowRegistry:
                     if _digest(entry) is not None:
                         rows.append(_describe(entry, sorted(aliases.get(str(entry.version), []))))
         return rows
-
-    # -- MLflow, one level down ---------------------------------------------------------------------------------------
-
-    def _client(self) -> MlflowClient:
-        client: MlflowClient = load_mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        return client
-
-    def _absent(self) -> bool:
-        """Whether this is a database file that is not there: reading must not create one."""
-        return self._database is not None and not self._database.exists()
-
-    @contextmanager
-    def _lock(self, what: str) -> Iterator[None]:
-        """One process at a time, on a database file; a server locks for itself."""
-        if self._database is None:
-            with nullcontext():
-                yield
-            return
-        from filelock import FileLock
-
-        self._database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._database}.{what}.lock"):
-            yield
-
-    def _experiment(self, name: str) -> str:
-        client = self._client()
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            # Without it, MLflow writes artifacts of a SQLite store to the working directory.
-            place = (self._database.parent / "mlartifacts").as_uri() if self._database is not None else None
-            from mlflow.exceptions import MlflowException
-
-            try:
-                return str(client.create_experiment(name, artifact_location=place))
-            except MlflowException:
-                found = client.get_experiment_by_name(name)  # another process was first
-                if found is None:
-                    raise
-        if found.lifecycle_stage != "active":
-            raise RegistryError(
-                f"The experiment {name!r} was deleted. Restore it with `mlflow experiments restore -x "
-                f"{found.experiment_id}`, or give another `experiment`."
-            )
-        return str(found.experiment_id)
-
-    @staticmethod
-    def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
-        token = None
-        while True:
-            page = search(*arguments, max_results=200, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def _versions(self, name: str) -> list[Any]:
-        """All versions of a model, the newest first."""
-        quoted = name.replace("'", "''")
-        found = self._pages(self._client().search_model_versions, f"name='{quoted}'")
-        return sorted(found, key=lambda entry: -int(entry.version))
-
-    def _model(self, name: str) -> Any:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self._client().get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
 
     def _refuse_unknown(self, name: str) -> None:
         if self._absent():
@@ -320,16 +302,24 @@ class MlflowRegistry:
 
     @staticmethod
     def _check(folder: Path, name: str, version: str, expected: str) -> None:
+        """Whether the files are those that were registered; a format that is not understood is another matter."""
         try:
-            manifest = PackageManifest.load(folder)
             if (found := sha256_file(folder / PackageManifest.filename())) != expected:
                 what = f"has sha256 {found[:12]}… where the version's tag says {expected[:12]}…."
                 raise ManifestError(PackageManifest.filename(), what)
+        except ManifestError as error:
+            raise _altered(name, version, error) from None
+        manifest = PackageManifest.load(folder)
+        try:
             manifest.verify(folder)
         except ManifestError as error:
-            raise RegistryError(
-                f"The package of version {version} of {name} is not what was registered: {error} Do not serve it."
-            ) from None
+            raise _altered(name, version, error) from None
+
+
+def _altered(name: str, version: str, error: ManifestError) -> RegistryError:
+    return RegistryError(
+        f"The package of version {version} of {name} is not what was registered: {error} Do not serve it."
+    )
 
 
 def _own_tags(entry: Any) -> dict[str, str]:
@@ -361,6 +351,8 @@ def _describe(entry: Any, aliases: list[str]) -> dict[str, Any]:
         "bytes": None if size is None else int(size),
         "policy": tags.get("policy", ""),
         "deployable": tags.get("deployable") == "true",
+        "outcome": tags.get("outcome", ""),
+        "outcome_reason": tags.get("outcome_reason", ""),
         "created": created.isoformat(timespec="seconds"),
         "run_id": entry.run_id or "",
         "manifest_digest": tags["manifest_digest"],

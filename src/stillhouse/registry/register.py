@@ -67,6 +67,10 @@ class RegisterConfig:
     """MLflow experiment that runs are written to."""
     run_name: str = ""
     """Name of the MLflow run; MLflow makes one up where it is empty."""
+    pipeline_run: str = ""
+    """What the orchestrator calls the run; tagged, so that what came of the run can be found by it."""
+    run_digest: str = ""
+    """Digest of all that shapes what the run makes; tagged, so that a later run knows whether it makes the same."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Parameters of the pipeline run, logged with it. Must hold no secrets."""
 
@@ -165,10 +169,11 @@ def check_inputs(
     )
 
 
-def _tags(inputs: RegisterInputs, run_id: str) -> dict[str, str]:
+def _tags(config: RegisterConfig, inputs: RegisterInputs, run_id: str) -> dict[str, str]:
     """Everything about a version that a rollout or a reader asks for, without opening its files."""
     evaluation, package = inputs.evaluation, inputs.package
     entry, choice = chosen(evaluation), evaluation.choice
+    promotion = choice["promotion"]
     tags: dict[str, Any] = {
         "manifest_digest": inputs.package_digest,
         "dataset_digest": evaluation.inputs["dataset"],
@@ -186,6 +191,9 @@ def _tags(inputs: RegisterInputs, run_id: str) -> dict[str, str]:
         "reason": choice["reason"],
         "deployable": "true" if choice["deployable"] else "false",
         "undeployable_reason": choice["undeployable_reason"],
+        "promotion": promotion["decision"],
+        "promotion_reason": promotion["reason"],
+        "run_digest": config.run_digest,
         "metric": evaluation.metric,
         "quality": entry["metrics"][evaluation.metric],
         "retention": entry["retention"],
@@ -193,6 +201,18 @@ def _tags(inputs: RegisterInputs, run_id: str) -> dict[str, str]:
         "bytes": package.bytes,
     }
     return {TAG_PREFIX + name: str(value) for name, value in tags.items()}
+
+
+def _run_tags(config: RegisterConfig, version: str) -> dict[str, str]:
+    """What a run's record has besides: whose it is, and what came of it so far."""
+    tags = {
+        "pipeline_run": config.pipeline_run,
+        "model_name": config.model_name,
+        "model_version": version,
+        "outcome": "registered",
+        "outcome_reason": f"Version {version} is registered.",
+    }
+    return {TAG_PREFIX + name: value for name, value in tags.items()}
 
 
 def _parameters(values: Mapping[str, Any]) -> dict[str, str]:
@@ -299,14 +319,21 @@ def log_and_register(
     name = config.model_name
     if existing is not None and existing.tags.get(f"{TAG_PREFIX}evaluation_digest") == inputs.evaluation_digest:
         # Nothing is new: the same package under the same evaluation.
-        client.set_registered_model_alias(name, CHALLENGER, existing.version)
+        version = str(existing.version)
         run_id = existing.tags.get(f"{TAG_PREFIX}evaluation_run_id", existing.run_id or "")
-        return _finished(RegisteredVersion(name, str(existing.version), run_id, True), inputs, step)
+        client.set_registered_model_alias(name, CHALLENGER, version)
+        client.set_model_version_tag(name, version, f"{TAG_PREFIX}run_digest", config.run_digest)
+        if config.pipeline_run:
+            tags = _tags(config, inputs, run_id) | _run_tags(config, version)
+            run = client.create_run(experiment, run_name=config.run_name or None, tags=tags)
+            client.set_terminated(run.info.run_id)
+        return RegisteredVersion(name, version, run_id, True)
     total = 4
     run = client.create_run(experiment, run_name=config.run_name or None)
     run_id = run.info.run_id
+    tags = _tags(config, inputs, run_id)
     try:
-        for key, value in _tags(inputs, run_id).items():
+        for key, value in tags.items():
             client.set_tag(run_id, key, value)
         step.progress(0, total, "logging the run")
         _log(client, run_id, config.parameters, scalar_metrics(inputs.evaluation))
@@ -326,31 +353,21 @@ def log_and_register(
                 name,
                 info.model_uri,
                 run_id,
-                tags=_tags(inputs, run_id),
+                tags=tags,
                 description=inputs.evaluation.choice["reason"],
                 model_id=info.model_id,  # a server refuses the source without it
             )
             version = str(created.version)
         else:
             version = str(existing.version)
-            for key, value in _tags(inputs, run_id).items():
+            for key, value in tags.items():
                 client.set_model_version_tag(name, version, key, value)
         client.set_registered_model_alias(name, CHALLENGER, version)
+        for key, value in _run_tags(config, version).items():
+            client.set_tag(run_id, key, value)
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
-    return _finished(RegisteredVersion(name, version, run_id, existing is not None), inputs, step)
-
-
-def _finished(registered: RegisteredVersion, inputs: RegisterInputs, step: Step) -> RegisteredVersion:
-    step.progress(4, 4, "already registered" if registered.reused else "registered")
-    step.result(
-        model_name=registered.name,
-        model_version=registered.version,
-        model_uri=f"models:/{registered.name}/{registered.version}",
-        run_id=registered.run_id,
-        reused=registered.reused,
-        deployable=inputs.evaluation.choice["deployable"],
-    )
-    return registered
+    step.progress(total, total, "registered" if existing is None else "already registered")
+    return RegisteredVersion(name, version, run_id, existing is not None)

@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
@@ -18,7 +18,6 @@ from stillhouse.state import TRACKING_VARIABLE
 __all__ = [
     "absolute_uri",
     "as_default",
-    "form_problems",
     "load_mlflow",
     "redact",
     "registry_errors",
@@ -91,29 +90,30 @@ def resolve_uri(uri: str) -> str:
     return uri or os.environ.get(TRACKING_VARIABLE, "")
 
 
-def uri_problems(uri: str) -> list[Problem]:
-    """What is wrong with a tracking URI given as a parameter, where empty leaves it to the environment."""
-    found = form_problems(resolve_uri(uri))
+def uri_problems(uri: str, *, shown: bool = True) -> list[Problem]:
+    """What is wrong with a tracking URI, where empty leaves it to the environment.
+
+    Args:
+        uri: as it was given.
+        shown: it is a parameter, which everyone can see, so that it must hold no password.
+    """
+    used = resolve_uri(uri)
+    if not used:
+        remedy = f"Give it, or set the environment variable {TRACKING_VARIABLE}."
+        return [Problem("tracking_uri", "no model registry is named.", remedy)]
+    found = []
+    scheme, separator, rest = used.partition("://")
+    if not (separator and rest.strip("/") and scheme.split("+")[0] in _SCHEMES):
+        remedy = "Give sqlite:///PATH/mlflow.db, or the http(s):// address of an MLflow server."
+        found.append(Problem("tracking_uri", f"{redact(used, used)!r} is not the address of a model registry.", remedy))
     try:
         password = urlsplit(uri).password
     except ValueError:
         password = None
-    if password:
+    if shown and password:
         remedy = f"Put it into the environment variable {TRACKING_VARIABLE}, from a secret, and leave this empty."
         found.append(Problem("tracking_uri", "holds a password, and parameters are shown to everyone.", remedy))
     return found
-
-
-def form_problems(uri: str) -> list[Problem]:
-    """What is wrong with a tracking URI's form; empty if nothing is."""
-    if not uri:
-        remedy = f"Give it, or set the environment variable {TRACKING_VARIABLE}."
-        return [Problem("tracking_uri", "no model registry is named.", remedy)]
-    scheme, separator, rest = uri.partition("://")
-    if separator and rest.strip("/") and scheme.split("+")[0] in _SCHEMES:
-        return []
-    remedy = "Give sqlite:///PATH/mlflow.db, or the http(s):// address of an MLflow server."
-    return [Problem("tracking_uri", f"{redact(uri, uri)!r} is not the address of a model registry.", remedy)]
 
 
 @contextmanager
@@ -148,12 +148,16 @@ def registry_errors(uri: str, doing: str) -> Iterator[None]:
     """
     load_mlflow()
     import requests  # type: ignore[import-untyped,unused-ignore]
-    import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
 
+    failures: list[type[Exception]] = [MlflowException, requests.RequestException, OSError]
+    with suppress(ImportError):  # mlflow-skinny reaches servers alone, and comes without it
+        import sqlalchemy.exc
+
+        failures.append(sqlalchemy.exc.SQLAlchemyError)
     try:
         yield
-    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+    except tuple(failures) as error:
         # Without the cause: its text and its traceback may hold the password.
         raise RegistryError(_explain(error, uri, doing)) from None
 

@@ -1,10 +1,10 @@
 """Tasks: what is predicted, and everything that depends on it."""
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.tasks.base import Output, Task
+from stillhouse.tasks.base import Output, PairedTest, Task
 from stillhouse.tasks.classification import Classification
 
-__all__ = ["TASKS", "Output", "Task", "get_task"]
+__all__ = ["TASKS", "Output", "PairedTest", "Task", "get_task"]
 
 TASKS: dict[str, Task] = {task.name: task for task in (Classification(),)}
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Output", "Task"]
+__all__ = ["Output", "PairedTest", "Task"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,21 @@ class Output:
     """Triton data type, for example `TYPE_FP32` or `TYPE_STRING`."""
     dims: tuple[int, ...]
     """Shape of one row, without the batch dimension."""
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A test of whether two models differ, on the rows that both answered."""
+
+    name: str
+    p_value: float
+    """Two-sided: the chance of a difference at least as large between models that are equally good."""
+    only_first: int
+    """Rows that the first model alone has right."""
+    only_second: int
+    """Rows that the second model alone has right."""
+    metrics: tuple[str, ...]
+    """Metrics of which it is a test; for others it is only reported."""
 
 
 class Task(ABC):
@@ -95,6 +110,12 @@ class Task(ABC):
         self, train: Mapping[str, Sequence[Any]], test: Mapping[str, Sequence[Any]], label_count: int, seed: int
     ) -> dict[str, NDArray[np.float32]]:
         """Probabilities [n, c] on the test rows by each simple baseline's name: `majority`, `tf-idf` and any others."""
+
+    def paired_test(
+        self, first: NDArray[np.float32], second: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> PairedTest | None:
+        """Compare two models' probabilities [n, c] on the same labels [n]; None where the task has no such test."""
+        return None
 
     @abstractmethod
     def outputs(self, label_names: Sequence[str]) -> tuple[Output, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.data.schema import Column, RowSchema
-from stillhouse.tasks.base import Output, Task
+from stillhouse.tasks.base import Output, PairedTest, Task
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +113,21 @@ class Classification(Task):
             for name, p, r, f, n in zip(label_names, *figures, strict=True)
         ]
         return {"table": table, "confusion": confusion_matrix(labels, predicted, labels=ids).tolist()}
+
+    def paired_test(
+        self, first: NDArray[np.float32], second: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> PairedTest:
+        """McNemar's exact test: rows that just one model has right are as likely to be the one's as the other's.
+
+        Source: McNemar 1947, Psychometrika 12; in its exact form, Dietterich 1998, Neural Computation 10, section 3.1.
+        """
+        from scipy.stats import binomtest  # type: ignore[import-untyped,unused-ignore]
+
+        right, also_right = (p.argmax(axis=1) == labels for p in (first, second))
+        only_first, only_second = int((right & ~also_right).sum()), int((also_right & ~right).sum())
+        discordant = only_first + only_second
+        p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+        return PairedTest("McNemar's exact test", p_value, only_first, only_second, metrics=("accuracy",))
 
     def baselines(
         self, train: Mapping[str, Sequence[Any]], test: Mapping[str, Sequence[Any]], label_count: int, seed: int

@@ -39,6 +39,8 @@ def evaluation(tmp_path: Path) -> Path:
             "reason": "STUDENT INT8 has the lowest p95 latency.",
             "deployable": True,
             "undeployable_reason": "",
+            "promotion": {"decision": "promote", "reason": "It is 40% faster.", "champion_version": "2"},
+            "incomparable": [{"name": "champion", "version": "2", "reason": "its labels are others."}],
             "refused": [{"name": "teacher", "precision": "int8", "reason": "outside its tolerance"}],
         },
         machine={},
@@ -78,6 +80,8 @@ def good_run(evaluation: Path) -> list[dict[str, Any]]:
             "deploy",
             "result",
             values={
+                "outcome": "deployed",
+                "outcome_reason": "It is 40% faster.",
                 "url": "127.0.0.1:8001",
                 "http_url": "http://127.0.0.1:8000",
                 "model": "reviews",

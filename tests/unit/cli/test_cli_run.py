@@ -47,10 +47,14 @@ def test_summary_of_a_good_run(play: Play, good_run: list[dict[str, Any]], evalu
         ["▸", "student", "int8", "0.8850"],
         ["majority", "–", "0.5000", "[0.480,"],
     ]
+    assert "champion v2 cannot be compared: its labels are others." in table
     assert "teacher int8 was refused: outside its tolerance" in table
     assert "student INT8" in rest
     assert "STUDENT INT8 has the lowest p95 latency." in rest
     assert "reviews version 3" in rest
+    assert [line.split() for line in rest.splitlines() if "faster" in line] == [
+        ["Promoted", "It", "is", "40%", "faster."]
+    ]
     assert "gRPC 127.0.0.1:8001" in rest
     assert str(evaluation / "report.html") in rest
     assert "good [bold] soup" in rest and "0.987" in rest
@@ -93,6 +97,7 @@ def test_json_is_one_document_and_the_same_as_run_json(
     assert document["settings"] == ["seed=1"]
     assert document["model"] == {"name": "reviews", "version": "3", "run_id": "abc", "reused": False}
     assert document["endpoint"]["url"] == "127.0.0.1:8001"
+    assert (document["outcome"], document["outcome_reason"]) == ("deployed", "It is 40% faster.")
     assert document["report"] == str(evaluation / "report.html")
     assert document["evaluation"]["choice"]["precision"] == "int8"
     assert {step["id"]: step["state"] for step in document["steps"]}["prepare-data"] == "cached"
@@ -103,6 +108,36 @@ def test_steps_that_the_pipeline_left_out_are_skipped(play: Play, good_run: list
     document = json.loads(invoke("run", "--json").stdout)
     assert {step["id"]: step["state"] for step in document["steps"]}["deploy"] == "skipped"
     assert document["endpoint"] is None
+
+
+def test_a_run_that_stops_early_succeeds_and_says_why(play: Play, good_run: list[dict[str, Any]]) -> None:
+    reason = "The source has not changed since the champion, version 2, was trained."
+    said = event("inspect-source", "result", values={"outcome": "unchanged", "outcome_reason": reason})
+    play([*good_run[:3], said, good_run[3], event("run", "finished", seconds=9.0)])
+    result = invoke("run")
+    assert result.exit_code == 0
+    assert reason in result.stdout and "Unchanged" in result.stdout
+    assert "skipped      Evaluate" in result.stderr
+    play([*good_run[:3], said, good_run[3], event("run", "finished", seconds=9.0)])
+    document = json.loads(invoke("run", "--json").stdout)
+    assert (document["status"], document["exit_code"]) == ("finished", 0)
+    assert (document["outcome"], document["outcome_reason"], document["model"]) == ("unchanged", reason, None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "title"),
+    [("challenger", "Not promoted"), ("registered", "Not deployed"), ("kept", "Kept"), ("failed", "Not deployed")],
+)
+def test_what_came_of_a_run_that_was_not_rolled_out(
+    play: Play, good_run: list[dict[str, Any]], outcome: str, title: str
+) -> None:
+    kept = [act for act in good_run if act.get("step") != "deploy"]
+    said = event("deploy", "result", values={"outcome": outcome, "outcome_reason": "It is not better [than noise]."})
+    play([*kept[:-1], said, kept[-1]])
+    output = invoke("run").stdout
+    (line,) = [line for line in output.splitlines() if "not better [than noise]" in line]
+    assert line.strip().startswith(title)
+    assert "It is 40% faster." not in output and "Endpoint" not in output
 
 
 def test_bad_input_lists_every_problem_and_exits_with_2(play: Play, home: Path) -> None:

@@ -4,11 +4,13 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stillhouse.deploy.notify import WEBHOOK_VARIABLE, notify
+from stillhouse.registry import MlflowRegistry
 
 
 class Hook:
@@ -68,3 +70,34 @@ def test_a_webhook_that_fails_is_only_logged_and_not_by_its_url(
     assert notify(state="FAILED", model_name="m", data="d") is False
     assert "not reached" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+def test_it_says_what_came_of_the_run(hook: Hook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    registry = MlflowRegistry(uri)
+    registry.initialise()
+    record = {"model_name": "reviews"}
+    registry.record_outcome("run-1", "unchanged", "Nothing has changed.", experiment="nightly", tags=record)
+    monkeypatch.setenv(WEBHOOK_VARIABLE, hook.url)
+    assert notify(state="SUCCEEDED", model_name="reviews", data="d", tracking_uri=uri, pipeline_run="run-1")
+    registry.record_outcome("run-1", "challenger", "It is not more than noise.")
+    registry.client().set_tag(registry.run_record("run-1").run_id, "stillhouse.model_version", "7")
+    assert notify(state="SUCCEEDED", model_name="reviews", data="d", tracking_uri=uri, pipeline_run="run-1")
+    first, second = hook.bodies
+    assert first["text"] == "Stillhouse: the run for reviews succeeded. Unchanged: Nothing has changed."
+    assert second["text"].endswith("succeeded. Challenger (version 7): It is not more than noise.")
+    assert (second["outcome"], second["outcome_reason"]) == ("challenger", "It is not more than noise.")
+    assert (second["model_version"], second["pipeline_run"]) == ("7", "run-1")
+
+
+@pytest.mark.parametrize("uri", ["http://user:hunter2@127.0.0.1:1", "", "nonsense"])
+def test_it_is_sent_also_where_the_registry_cannot_be_reached(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uri: str
+):
+    monkeypatch.setenv(WEBHOOK_VARIABLE, hook.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert notify(state="FAILED", model_name="m", data="d", error="e", tracking_uri=uri, pipeline_run="run-1") is True
+    (body,) = hook.bodies
+    assert (body["text"], body["outcome"]) == ("Stillhouse: the run for m failed. e", "")
+    assert "hunter2" not in caplog.text + json.dumps(body)

@@ -222,11 +222,13 @@ def write_all(root: Path) -> dict[str, Path]:
 
 def evaluate_tiny(root: Path, paths: Mapping[str, Path], **overrides: Any) -> EvaluationManifest:
     """Evaluate the above quickly into `root / "evaluation"`."""
+    champion = overrides.pop("champion_dir", None)
     settings = {"bootstrap_samples": 200, "latency_samples": 20, "throughput_rows": 64, "threads": 1} | overrides
     return evaluate(
         EvaluateConfig(**settings),
         dataset_dir=paths["dataset"],
         packages=[paths[name] for name in ("teacher", "student", "albert")],
+        champion_dir=champion,
         output_dir=root / "evaluation",
         step=Step("evaluate"),
     )

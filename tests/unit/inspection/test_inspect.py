@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import InputError
-from stillhouse.inspection import inspect_run
+from stillhouse.inspection import inspect_run, record_unchanged
+from stillhouse.inspection.inspect import run_digest
 from stillhouse.pipelines.parameters import arguments_for
+from stillhouse.registry import MlflowRegistry
 
 SCRATCH = "scratch://bert?num_hidden_layers=1&hidden_size=16&num_attention_heads=2&intermediate_size=16"
 
@@ -41,7 +43,8 @@ def test_every_parameter_that_will_not_do_is_named(source: Path):
         "teacher_epochs": 0.0, "student_learning_rate": 7.0, "albert_embedding_size": 0, "batch_size": 0,
         "distill_layers": "x", "distill_temperature": 0.0, "precisions": "int4", "max_text_bytes": 0,
         "policy": "best", "min_retention": 0.0, "quality_metric": "bleu", "model_name": "a/b", "deploy_target": "moon",
-        "tracking_uri": "ftp://x",
+        "tracking_uri": "ftp://x", "experiment": " ", "promotion": "sometimes", "significance": 1.5,
+        "deploy_conflict": "fight",
     }  # fmt: skip
     with pytest.raises(InputError) as caught:
         inspect_run(parameters(source, **wrong))
@@ -63,3 +66,54 @@ def test_an_unknown_task_does_not_hide_the_rest(source: Path):
     with pytest.raises(InputError) as caught:
         inspect_run(parameters(source, task="juggling", policy="best"))
     assert {"task", "policy"} <= {problem.where for problem in caught.value.problems}
+
+
+@pytest.fixture
+def champion(source: Path) -> MlflowRegistry:
+    """A registry whose model `tiny` has a champion, version 1, that was trained on the source as it is."""
+    found = inspect_run(parameters(source))
+    registry = MlflowRegistry(parameters(source)["tracking_uri"])
+    registry.initialise()
+    client = registry.client()
+    client.create_registered_model("tiny")
+    tags = {"manifest_digest": "d" * 64, "dataset_fingerprint": found.fingerprint, "run_digest": found.run_digest}
+    client.create_model_version("tiny", "stillhouse:/x", tags={f"stillhouse.{k}": v for k, v in tags.items()})
+    registry.set_alias("tiny", "champion", "1")
+    return registry
+
+
+def test_a_run_knows_its_champion_and_whether_to_go_on(source: Path, champion: MlflowRegistry):
+    # What this very run made is nothing to compare with, so that a repeated run finds all its steps in the cache.
+    same = inspect_run(parameters(source))
+    assert (same.champion_version, same.champion_digest, same.proceed) == ("", "", "yes")
+    other = inspect_run(parameters(source, student_epochs=0.5))
+    assert (other.champion_version, other.champion_digest, other.proceed) == ("1", "d" * 64, "yes")
+
+    asked = parameters(source, skip_unchanged=True, pipeline_run="run-5", run_name="nightly")
+    stopped = inspect_run(asked)
+    assert stopped.proceed == "no" and "since the champion, version 1, was trained" in stopped.unchanged
+    assert record_unchanged(stopped, asked) == {"outcome": "unchanged", "outcome_reason": stopped.unchanged}
+    record = champion.run_record("run-5")
+    assert record is not None and (record.outcome, record.model_name) == ("unchanged", "tiny")
+
+    source.write_text(source.read_text() + "one more,good\n", encoding="utf-8")
+    changed = inspect_run(parameters(source, skip_unchanged=True))
+    assert (changed.proceed, changed.champion_version) == ("yes", "1")
+
+
+def test_only_what_shapes_the_result_is_in_the_digest(source: Path):
+    values = parameters(source)
+    digest = run_digest(values, "f", {"train": "1"})
+    for change in ({"grpc_port": 9}, {"tracking_uri": "x"}, {"train_cpu": "9"}, {"promotion": "always"}):
+        assert run_digest({**values, **change}, "f", {"train": "1"}) == digest, change
+    for change in ({"seed": 1}, {"data": "x"}, {"policy": "memory"}, {"gpus_per_node": 2}, {"some_new_one": 1}):
+        assert run_digest({**values, **change}, "f", {"train": "1"}) != digest, change
+    assert run_digest(values, "g", {"train": "1"}) != digest
+    assert run_digest(values, "f", {"train": "2"}) != digest
+
+
+def test_a_registry_out_of_reach_is_told_with_everything_else(source: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError) as caught:
+        inspect_run(parameters(source, tracking_uri="http://127.0.0.1:1", policy="best"))
+    assert {problem.where for problem in caught.value.problems} == {"tracking_uri", "policy"}
