@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from stillhouse.data.demo import reviews
 from stillhouse.errors import InputError
 from stillhouse.models.checkpoints import check_reference, load_config, load_model, model_from_scratch, train_tokenizer
 from stillhouse.models.references import parse_reference
@@ -84,6 +85,15 @@ def test_a_head_of_another_size_is_replaced(checkpoints: Path):
     reference = parse_reference(str(checkpoints / "bert"), "teacher")
     model = load_model(reference, "teacher", "AutoModelForSequenceClassification", {"num_labels": 5})
     assert model.classifier.out_features == 5
+
+
+def test_equal_texts_make_equal_vocabularies():
+    texts = [text for text, _ in reviews(100, seed=1)]
+    first, second = (train_tokenizer(iter(texts), 300, 32) for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    # A piece of the vocabulary that stands in a text is text, not that piece.
+    assert "##s" in first.get_vocab() and "##s" not in first.tokenize("a ##s")
+    assert sorted(first.all_special_tokens) == ["[CLS]", "[MASK]", "[PAD]", "[SEP]", "[UNK]"]
 
 
 def test_from_scratch_takes_the_size_of_the_trained_vocabulary():
