@@ -88,6 +88,25 @@ class Volumes(_Part):
     """Keeps resumable checkpoints, at `/checkpoints`, and makes that the default of `checkpoint_dir`."""
 
 
+class Toleration(_Part):
+    """A taint that is tolerated; see Toleration v1 core in the Kubernetes API."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    tolerationSeconds: int | None = None
+
+
+class TrainingNodes(_Part):
+    """Where training runs, whatever the run's parameters say. Some releases of Kubeflow Pipelines heed these alone."""
+
+    selector: dict[str, str] = {}
+    """Labels of the nodes. Given, the parameter `node_selector` has no effect."""
+    tolerations: list[Toleration] = []
+    """Beside those of the parameter `tolerations`."""
+
+
 class StepSettings(_Part):
     """One step's pod. Of the steps that train, CPU and memory are parameters of the pipeline."""
 
@@ -115,6 +134,7 @@ class Cluster(_Part):
     """Environment of every step. Not for secrets: it can be read in the compiled pipeline."""
     secrets: list[Secret] = []
     volumes: Volumes = Volumes()
+    training_nodes: TrainingNodes = TrainingNodes()
     steps: dict[Literal["default"] | Step, StepSettings] = {}
     """Settings by step; `default` is for the steps, and the fields, that are not named."""
 
@@ -136,6 +156,8 @@ class Cluster(_Part):
             self._apply_image(task)
             self._apply_environment(task, step)
             self._apply_settings(task, self.settings(step), training if step in _TRAINING else None)
+            if step in _TRAINING:
+                self._apply_nodes(task, training)
 
     def _apply_image(self, task: dsl.PipelineTask) -> None:
         released = task.container_spec.image
@@ -167,8 +189,6 @@ class Cluster(_Part):
             # kfp hands a channel down into a nested group only where a task counts it among its inputs.
             task.register_pipeline_channels(extract_pipeline_channels_from_any(list(training.values())))
             task.set_accelerator_type(training["gpu_type"]).set_accelerator_limit(training["gpus"])
-            kubernetes.add_node_selector_json(task, training["node_selector"])
-            kubernetes.add_toleration_json(task, training["tolerations"])
         if settings.retries:
             task.set_retry(
                 settings.retries,
@@ -177,6 +197,18 @@ class Cluster(_Part):
                 backoff_max_duration="3600s",
             )
         kubernetes.set_timeout(task, settings.timeout_minutes * 60)
+
+    def _apply_nodes(self, task: dsl.PipelineTask, training: Mapping[str, Any]) -> None:
+        if self.training_nodes.selector:
+            for label, value in self.training_nodes.selector.items():
+                kubernetes.add_node_selector(task, label, value)
+        else:
+            kubernetes.add_node_selector_json(task, training["node_selector"])
+        for one in self.training_nodes.tolerations:
+            given = one.model_dump(exclude_unset=True)
+            seconds = given.pop("tolerationSeconds", None)
+            kubernetes.add_toleration(task, **given, toleration_seconds=seconds)
+        kubernetes.add_toleration_json(task, training["tolerations"])
 
     def defaults(self) -> dict[str, Any]:
         """Defaults of the pipeline's parameters on this cluster, beyond the preset's."""

@@ -101,6 +101,20 @@ def test_training_takes_its_nodes_from_the_run_s_parameters(custom: Compiled, ex
     assert toleration["tolerationJson"]["componentInputParameter"].endswith("tolerations")
 
 
+@pytest.mark.parametrize("executor", sorted(TRAINING))
+def test_nodes_can_be_fixed_when_compiled(tmp_path: Path, executor: str):
+    path = tmp_path / "fixed.yaml"
+    path.write_text(
+        "training_nodes: {selector: {pool: gpu}, tolerations: [{key: gpu, value: 'yes', effect: NoExecute, "
+        "tolerationSeconds: 9}, {operator: Exists}]}"
+    )
+    config = Compiled(compiled_yaml(load_cluster(str(path)), {})).platform[executor]
+    assert config["nodeSelector"] == {"labels": {"pool": "gpu"}}
+    fixed = {"key": "gpu", "value": "yes", "effect": "NoExecute", "tolerationSeconds": "9"}
+    assert config["tolerations"][:2] == [fixed, {"operator": "Exists"}]
+    assert "tolerationJson" in config["tolerations"][2]
+
+
 def test_only_training_asks_for_gpus(custom: Compiled):
     assert {n for n, c in custom.containers.items() if "accelerator" in c.get("resources", {})} == TRAINING
 
