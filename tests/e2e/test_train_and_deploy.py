@@ -210,17 +210,3 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_registered(make_home: 
     assert run.steps("started") <= {"inspect-source", "notify"}
     assert home.stillhouse("models", "--json").stdout.strip() in ("[]", '{"models": []}')
     assert not list(home.folder.glob("artifacts/*/prepare-data"))
-
-
-def test_sst2_from_scratch(make_home: Callable[[str], Home], sst2: Path):
-    run = make_home("sst2").run(
-        "tiny", data=sst2 / "train.tsv", validation_data=sst2 / "dev.tsv", test_data=sst2 / "test.tsv",
-        text_column="sentence", label_column="label",
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    evaluation = run.evaluation()
-    assert evaluation["test_rows"] == 1821
-    choice = evaluation["choice"]
-    chosen = next(c for c in evaluation["candidates"]
-                  if (c["name"], c["precision"]) == (choice["name"], choice["precision"]))  # fmt: skip
-    assert chosen["metrics"]["accuracy"] >= 0.74
