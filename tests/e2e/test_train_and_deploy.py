@@ -192,7 +192,8 @@ def test_a_changed_source_is_read_again(make_home: Callable[[str], Home], tmp_pa
     assert home.run("tiny", **settings).steps("started") == UNCACHED_STEPS
     with source.open("a", encoding="utf-8") as file:
         file.write("Simply the best evening of the year.,positive\n")
-    assert home.run("tiny", **settings).steps("started") == CACHED_STEPS | UNCACHED_STEPS
+    # There is still no champion to fetch.
+    assert home.run("tiny", **settings).steps("started") == CACHED_STEPS - {"fetch-champion"} | UNCACHED_STEPS
 
 
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_registered(make_home: Callable[[str], Home], tmp_path: Path):
