@@ -26,6 +26,7 @@ __all__ = [
     "uri_problems",
 ]
 
+_REGISTRY_VARIABLE = "MLFLOW_REGISTRY_URI"
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -120,8 +121,9 @@ def uri_problems(uri: str, *, shown: bool = True) -> list[Problem]:
 def as_default(uri: str) -> Iterator[ModuleType]:
     """MLflow with `uri` as its tracking and registry address, and what was set before afterwards."""
     mlflow = load_mlflow()
-    variable = os.environ.get(TRACKING_VARIABLE)
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    # MLflow writes every address that it is given into the environment too, where it would outlive this block and reach
+    # other processes. Without one of its own, it goes by those two variables: to restore them restores everything.
+    variables = {name: os.environ.get(name) for name in (TRACKING_VARIABLE, _REGISTRY_VARIABLE)}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -129,13 +131,13 @@ def as_default(uri: str) -> Iterator[ModuleType]:
             warnings.simplefilter("ignore")
             yield mlflow
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
-        # MLflow writes every address that it is given into the environment, where it would outlive this block.
-        if variable is None:
-            os.environ.pop(TRACKING_VARIABLE, None)
-        else:
-            os.environ[TRACKING_VARIABLE] = variable
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

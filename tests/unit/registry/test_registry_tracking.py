@@ -82,8 +82,22 @@ def test_a_password_may_not_be_a_parameter() -> None:
     assert "MLFLOW_TRACKING_URI" in problem.remedy
 
 
-def test_mlflows_own_environment_variable_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with as_default(f"sqlite:///{tmp_path}/mlflow.db"):
-        pass
-    assert "MLFLOW_TRACKING_URI" not in os.environ
+@pytest.mark.parametrize("own", [None, "sqlite:///own.db"])
+def test_mlflows_own_addresses_are_left_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    variables = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    for name in variables:
+        if own:
+            monkeypatch.setenv(name, own)
+        else:
+            monkeypatch.delenv(name, raising=False)
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    other = f"sqlite:///{tmp_path}/mlflow.db"
+    with as_default(other):
+        assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (other, other)
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == before
+    assert [os.environ.get(name) for name in variables] == [own, own]
