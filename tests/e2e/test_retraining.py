@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import Home, Run
 
+from stillhouse.client import predict_texts
 from stillhouse.registry import MlflowRegistry
-from stillhouse.serving.grpc import predict_texts
 from stillhouse.serving.triton import free_ports
 
 pytestmark = pytest.mark.slow

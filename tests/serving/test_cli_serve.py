@@ -14,8 +14,8 @@ from leftovers import remains
 from tiny_package import build_package
 
 from stillhouse.cli.serve import newest_champion
+from stillhouse.client import predict_texts
 from stillhouse.errors import InputError
-from stillhouse.serving.grpc import predict_texts
 from stillhouse.serving.server import read_status, server_status, serving_folder, stop_server
 from stillhouse.serving.triton import LOOPBACK, free_ports
 

@@ -12,8 +12,8 @@ from tiny_package import LABELS, TEXTS
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from stillhouse.client import predict_texts
 from stillhouse.errors import InputError, ServingError
-from stillhouse.serving.grpc import predict_texts
 from stillhouse.serving.runtime import PackageRuntime
 from stillhouse.serving.triton import free_ports
 

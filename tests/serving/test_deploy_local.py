@@ -9,10 +9,10 @@ from leftovers import remains
 from tiny_package import TEXTS, build_package
 
 from stillhouse.artifacts import PackageManifest
+from stillhouse.client import predict_texts
 from stillhouse.deploy import DeployConfig, deploy_local, deploy_release
 from stillhouse.deploy import config as deploy_config
 from stillhouse.errors import RegistryError, ServingError
-from stillhouse.serving.grpc import predict_texts
 from stillhouse.serving.runtime import PackageRuntime
 from stillhouse.serving.server import server_status, serving_folder, stop_server
 from stillhouse.serving.triton import free_ports

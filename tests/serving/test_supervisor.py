@@ -16,9 +16,9 @@ import pytest
 from leftovers import remains
 
 from stillhouse.artifacts import PackageManifest
+from stillhouse.client import predict_texts
 from stillhouse.deploy.local import verify_release
 from stillhouse.errors import InputError, ServingError
-from stillhouse.serving.grpc import predict_texts
 from stillhouse.serving.server import ServerConfig, is_answering, read_status, start_server, stop_folder
 from stillhouse.serving.triton import LOOPBACK
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("serving", "export"),
     ("training",),
     ("tasks",),
-    ("objectives", "models", "data"),
+    ("objectives", "models", "data", "client"),
     ("errors", "artifacts", "progress", "state", "versions"),
 )
 """From the top down; each may import what is below it, and what stands beside it."""

@@ -35,7 +35,7 @@ def predict(texts: Sequence[str], url: str | None, model: str | None, *, as_json
         ServingError: the server cannot be reached or failed.
     """
     require("tritonclient", "client", "`stillhouse predict`")
-    from stillhouse.serving.grpc import predict_texts
+    from stillhouse.client import predict_texts
 
     url, model = _endpoint(url, model)
     console = stdout()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
-from stillhouse.serving.grpc import predict_texts
 
 __all__ = ["TOLERANCE", "KnownAnswer", "known_answers", "smoke_test"]
 
@@ -83,6 +82,8 @@ def smoke_test(url: str, model: str, version: str, answers: Sequence[KnownAnswer
 
 
 def _fault(url: str, model: str, version: str, answer: KnownAnswer, timeout: float) -> str:
+    from stillhouse.client import predict_texts
+
     try:
         (row,) = predict_texts(url, model, [answer.text], timeout=timeout)
     except StillhouseError as error:

@@ -166,7 +166,7 @@ def read_status(folder: Path) -> ServerStatus | None:
 
 def is_answering(status: ServerStatus, *, timeout: float = 10.0) -> bool:
     """Whether the server answers a real inference now, as the version that it should be."""
-    from stillhouse.serving.grpc import predict_texts
+    from stillhouse.client import predict_texts
 
     try:
         (row,) = predict_texts(status.grpc_url, status.model, ["ok"], timeout=timeout)

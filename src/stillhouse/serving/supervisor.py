@@ -23,8 +23,8 @@ from pathlib import Path
 
 import psutil
 
+from stillhouse.client import predict_texts
 from stillhouse.errors import ServingError, StillhouseError
-from stillhouse.serving.grpc import predict_texts
 from stillhouse.serving.processes import end_group, remove_shared_memory, shared_memory_prefix
 from stillhouse.serving.server import START_MARK, ServerConfig, ServerStatus
 from stillhouse.serving.triton import Triton, find_triton

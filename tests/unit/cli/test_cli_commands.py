@@ -49,7 +49,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str]]]:
         requests.append((url, model, list(texts)))
         return [{"PROBABILITIES": [0.25, 0.75], "LABEL": text[:1], "model_version": "3"} for text in texts]
 
-    monkeypatch.setattr("stillhouse.serving.grpc.predict_texts", answer)
+    monkeypatch.setattr("stillhouse.client.predict_texts", answer)
     return requests
 
 
