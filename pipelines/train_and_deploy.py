@@ -86,7 +86,15 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         precisions: str = "fp32,int8",
         max_text_bytes: int = 20000,
         max_batch_size: int = 64,
+        max_queue_size: int = 256,
+        queue_timeout_ms: int = 1000,
+        serving_device: str = "cpu",
+        encoder_instances: int = 1,
+        encoder_threads: int = 0,
+        tensorrt: bool = False,
+        response_cache: bool = False,
         fp32_tolerance: float = 0.001,
+        fp16_tolerance: float = 0.02,
         int8_tolerance: float = 0.05,
         policy: str = "real-time",
         min_retention: float = 0.97,
@@ -152,10 +160,18 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             precision: Of training: auto (bf16 on a GPU that has it), fp32 or bf16.
             seed: Seed of everything random.
             checkpoint_dir: Where resumable checkpoints are kept: a path on a volume or an object-store URI; empty keeps none between runs.
-            precisions: Precisions to package: fp32, or fp32,int8.
+            precisions: Precisions to package, comma-separated: fp32, and of fp16 and int8 those wanted.
             max_text_bytes: The endpoint refuses longer texts, in UTF-8 bytes.
             max_batch_size: Largest number of texts in one request.
+            max_queue_size: Requests that may wait at the endpoint; one more is refused at once.
+            queue_timeout_ms: A request that waited longer at the endpoint is refused instead of answered late; 0 is no limit.
+            serving_device: What the endpoint computes on: cpu or gpu.
+            encoder_instances: Copies of the model at the endpoint, on each GPU where there are some.
+            encoder_threads: Threads of each copy on a CPU; 0 is one per core.
+            tensorrt: On a GPU, serve with TensorRT (16-bit floats).
+            response_cache: Answer repeated requests from memory where the server has a cache.
             fp32_tolerance: Largest absolute difference of an FP32 probability from PyTorch's.
+            fp16_tolerance: Largest absolute difference of any FP16 probability from PyTorch's.
             int8_tolerance: Largest mean absolute difference of INT8 probabilities from PyTorch's.
             policy: real-time (lowest p95 latency), memory (fewest bytes) or quality (best).
             min_retention: Least share of the teacher's quality that a choice by real-time or memory must keep.

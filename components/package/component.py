@@ -12,7 +12,15 @@ def package(
     precisions: str,
     max_text_bytes: int,
     max_batch_size: int,
+    max_queue_size: int,
+    queue_timeout_ms: int,
+    serving_device: str,
+    encoder_instances: int,
+    encoder_threads: int,
+    tensorrt: bool,
+    response_cache: bool,
     fp32_tolerance: float,
+    fp16_tolerance: float,
     int8_tolerance: float,
     code_version: str,
     dataset: dsl.Input[dsl.Dataset],
@@ -25,10 +33,18 @@ def package(
     Args:
         name: The candidate's role: `teacher`, `student` or `albert`.
         served_name: Name of the public Triton model.
-        precisions: Comma-separated: `fp32`, or `fp32,int8`.
+        precisions: Comma-separated: `fp32`, and of `fp16` and `int8` those wanted.
         max_text_bytes: Longer texts, in UTF-8 bytes, are refused before tokenising.
         max_batch_size: Largest number of texts in one request.
+        max_queue_size: Requests that may wait at the endpoint; one more is refused at once.
+        queue_timeout_ms: A request that waited longer at the endpoint is refused instead of answered late; 0 is no limit.
+        serving_device: What the endpoint computes on: cpu or gpu.
+        encoder_instances: Copies of the model at the endpoint, on each GPU where there are some.
+        encoder_threads: Threads of each copy on a CPU; 0 is one per core.
+        tensorrt: On a GPU, serve with TensorRT (16-bit floats).
+        response_cache: Answer repeated requests from memory where the server has a cache.
         fp32_tolerance: Largest absolute difference of an FP32 probability from PyTorch's.
+        fp16_tolerance: Largest absolute difference of any FP16 probability from PyTorch's.
         int8_tolerance: Largest mean absolute difference of INT8 probabilities from PyTorch's.
         code_version: Of the code behind this step, so that changed code runs again.
         dataset: Its validation rows are what parity is measured on.
@@ -43,11 +59,17 @@ def package(
     from stillhouse.export import PackageConfig
     from stillhouse.export.package import package_model
     from stillhouse.progress import step
+    from stillhouse.serving.repository import ServingOptions
 
     with step(f"package-{name}") as watch:
+        options = ServingOptions(
+            max_text_bytes=max_text_bytes, max_batch_size=max_batch_size, max_queue_size=max_queue_size,
+            queue_timeout_ms=queue_timeout_ms, serving_device=serving_device, encoder_instances=encoder_instances,
+            encoder_threads=encoder_threads, tensorrt=tensorrt, response_cache=response_cache,
+        )  # fmt: skip
         config = PackageConfig(
-            served_name=served_name, precisions=precisions, max_text_bytes=max_text_bytes,
-            max_batch_size=max_batch_size, fp32_tolerance=fp32_tolerance, int8_tolerance=int8_tolerance,
+            served_name=served_name, precisions=precisions, options=options, fp32_tolerance=fp32_tolerance,
+            fp16_tolerance=fp16_tolerance, int8_tolerance=int8_tolerance,
         )  # fmt: skip
         root = Path(packages.path)
         manifest = package_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from stillhouse.artifacts import PackageManifest
-from stillhouse.serving.repository import write_repository
+from stillhouse.serving.repository import ServingOptions, write_repository
 from stillhouse.tasks import get_task
 
 WORDS = [
@@ -105,8 +106,9 @@ def build_package(
     max_text_bytes: int = 400,
     max_batch_size: int = 8,
     seed: int = 0,
+    **options: Any,
 ) -> Path:
-    """A package, manifest and all, whose answers depend on `seed`."""
+    """A package, manifest and all, whose answers depend on `seed`; `options` are fields of `ServingOptions`."""
     folder.mkdir(parents=True)
     parts = folder.with_name(f"{folder.name}.parts")
     parts.mkdir()
@@ -117,13 +119,12 @@ def build_package(
         served_name=served_name,
         encoder=encoder,
         tokenizer=write_tokenizer(parts / "tokenizer.json"),
-        front_model=task.front_model,
-        outputs=task.outputs(label_names),
+        task=task,
         label_names=label_names,
         max_length=max_length,
-        max_text_bytes=max_text_bytes,
-        max_batch_size=max_batch_size,
-        threads=1,
+        options=ServingOptions(
+            max_text_bytes=max_text_bytes, max_batch_size=max_batch_size, **{"encoder_threads": 1, **options}
+        ),
     )
     PackageManifest(
         producer="test",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stillhouse.errors import Problem
-from stillhouse.serving.repository import name_problems
+from stillhouse.serving.repository import ServingOptions, name_problems
 
 __all__ = ["PRECISIONS", "PackageConfig"]
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +20,16 @@ class PackageConfig:
     """Name of the public Triton model: the registered model's name."""
     precisions: str = "fp32,int8"
     """Comma-separated precisions to package; fp32 must be one, since retention is measured against it."""
-    max_text_bytes: int = 20_000
-    """Longer texts, in UTF-8 bytes, are refused before tokenising."""
-    max_batch_size: int = 64
-    """Largest number of texts in one request."""
     fp32_tolerance: float = 1e-3
     """Largest absolute difference of any FP32 probability from PyTorch's."""
+    fp16_tolerance: float = 0.02
+    """Largest absolute difference of any FP16 probability from PyTorch's."""
     int8_tolerance: float = 0.05
     """Largest mean absolute difference of INT8 probabilities from PyTorch's."""
     parity_rows: int = 256
     """Rows of the validation split on which parity is measured."""
+    options: ServingOptions = field(default_factory=ServingOptions)
+    """How the packages are to be served."""
 
     def precision_list(self) -> tuple[str, ...]:
         """The precisions in the order given."""
@@ -44,12 +44,9 @@ class PackageConfig:
                 Problem("precisions", f"{', '.join(unknown)} is unknown.", f"Choose of {','.join(PRECISIONS)}.")
             )
         elif "fp32" not in chosen or len(set(chosen)) != len(chosen):
-            found.append(Problem("precisions", f"{self.precisions!r} will not do.", "Give fp32, or fp32,int8."))
-        if not 1 <= self.max_text_bytes <= 1_000_000:
-            found.append(Problem("max_text_bytes", f"{self.max_text_bytes} will not do.", "Give 1 to 1000000 bytes."))
-        if not 1 <= self.max_batch_size <= 1024:
-            found.append(Problem("max_batch_size", f"{self.max_batch_size} will not do.", "Give 1 to 1024 texts."))
-        for name in ("fp32_tolerance", "int8_tolerance"):
+            remedy = "Give fp32, and after a comma each other one once, as in fp32,int8."
+            found.append(Problem("precisions", f"{self.precisions!r} will not do.", remedy))
+        for name in ("fp32_tolerance", "fp16_tolerance", "int8_tolerance"):
             if not 0 < getattr(self, name) <= 1:
                 found.append(Problem(name, f"{getattr(self, name)} will not do.", "Give a number above 0, at most 1."))
-        return found
+        return [*found, *self.options.problems()]

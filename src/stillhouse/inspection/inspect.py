@@ -17,6 +17,7 @@ from stillhouse.export.config import PackageConfig
 from stillhouse.models.checkpoints import check_reference
 from stillhouse.progress import Step
 from stillhouse.registry import MlflowRegistry, RegisterConfig, RegisteredChampion
+from stillhouse.serving.repository import ServingOptions
 from stillhouse.tasks import TASKS, get_task
 from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
 from stillhouse.training.scale import ScaleConfig
@@ -129,10 +130,10 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
         PackageConfig(
             served_name=p["model_name"],
             precisions=p["precisions"],
-            max_text_bytes=p["max_text_bytes"],
-            max_batch_size=p["max_batch_size"],
             fp32_tolerance=p["fp32_tolerance"],
+            fp16_tolerance=p["fp16_tolerance"],
             int8_tolerance=p["int8_tolerance"],
+            options=ServingOptions(**{field.name: p[field.name] for field in fields(ServingOptions)}),
         ).problems,
         lambda: EvaluateConfig(
             policy=p["policy"],

@@ -17,16 +17,73 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from stillhouse.errors import InputError, ManifestError, Problem
-from stillhouse.tasks import Output
+from stillhouse.tasks import Output, Task
 
-__all__ = ["encoder_name", "model_version", "name_problems", "set_model_version", "write_repository"]
+__all__ = [
+    "DEVICES",
+    "ServingOptions",
+    "encoder_name",
+    "model_version",
+    "name_problems",
+    "set_model_version",
+    "write_repository",
+]
 
+DEVICES = ("cpu", "gpu")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+_TENSORRT_WORKSPACE = 1 << 30  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """How a package is to be served; all of it ends up in Triton's model configuration."""
+
+    max_text_bytes: int = 20_000
+    """Longer texts, in UTF-8 bytes, are refused before tokenising."""
+    max_batch_size: int = 64
+    """Largest number of texts in one request, and of rows in one call of the encoder."""
+    max_queue_size: int = 256
+    """Requests that may wait for the model; one more is refused at once (gRPC status UNAVAILABLE)."""
+    queue_timeout_ms: int = 1000
+    """A request that waited longer than this is refused instead of answered late; 0 is no limit."""
+    serving_device: str = "cpu"
+    """`cpu`, or `gpu`: copies of the encoder on each GPU that the server sees."""
+    encoder_instances: int = 1
+    """Copies of the encoder, on each GPU where there are some."""
+    encoder_threads: int = 0
+    """Threads of each copy on a CPU; 0 is one per core that the server may use."""
+    tensorrt: bool = False
+    """On a GPU, run the encoder with TensorRT (16-bit floats)."""
+    response_cache: bool = False
+    """Answer a repeated request from memory, where the server has a cache."""
+
+    def problems(self) -> list[Problem]:
+        """Everything wrong with the options, by the name of the pipeline's parameter."""
+        found = []
+        ranges = {
+            "max_text_bytes": (1, 1_000_000, "bytes"),
+            "max_batch_size": (1, 1024, "texts"),
+            "max_queue_size": (1, 100_000, "requests"),
+            "queue_timeout_ms": (0, 600_000, "milliseconds"),
+            "encoder_instances": (1, 64, "copies"),
+            "encoder_threads": (0, 1024, "threads"),
+        }
+        for where, (lowest, highest, unit) in ranges.items():
+            value = getattr(self, where)
+            if not lowest <= value <= highest:
+                found.append(Problem(where, f"{value} will not do.", f"Give {lowest} to {highest} {unit}."))
+        if self.serving_device not in DEVICES:
+            remedy = f"Choose one of: {', '.join(DEVICES)}."
+            found.append(Problem("serving_device", f"{self.serving_device!r} is unknown.", remedy))
+        elif self.tensorrt and self.serving_device != "gpu":
+            found.append(Problem("tensorrt", "TensorRT runs on GPUs only.", "Set serving_device=gpu as well."))
+        return found
 
 
 def name_problems(model_name: str) -> list[Problem]:
@@ -48,14 +105,10 @@ def write_repository(
     served_name: str,
     encoder: Path,
     tokenizer: Path,
-    front_model: Path,
-    outputs: Sequence[Output],
+    task: Task,
     label_names: Sequence[str],
     max_length: int,
-    max_text_bytes: int,
-    max_batch_size: int,
-    threads: int = 0,
-    gpu: bool = False,
+    options: ServingOptions,
 ) -> None:
     """Write a complete Triton model repository into `folder`, with both models as version 1.
 
@@ -65,27 +118,17 @@ def write_repository(
         encoder: ONNX file; inputs `input_ids` and `attention_mask` INT64 [batch, sequence], output `probabilities`
             FP32 [batch, labels].
         tokenizer: `tokenizer.json` of the Rust tokenizers library.
-        front_model: source of the task's front model.
-        outputs: the public model's outputs.
+        task: whose front model and outputs the public model has.
         label_names: name of each label id.
         max_length: tokens after which a text is cut.
-        max_text_bytes: texts longer than this are refused before tokenising.
-        max_batch_size: rows of one request, and of one encoder call.
-        threads: intra-op threads of the encoder; 0 leaves it to the server (one per core).
-        gpu: run the encoder on a GPU.
+        options: how it is to be served.
 
     Raises:
         InputError: a name or a number is out of range.
     """
-    problems = name_problems(served_name)
-    limits = {"max_length": max_length, "max_text_bytes": max_text_bytes, "max_batch_size": max_batch_size}
-    problems += [
-        Problem(where, f"{value} is not a positive number.", "Choose 1 or more.")
-        for where, value in limits.items()
-        if value < 1
-    ]
-    if threads < 0:
-        problems.append(Problem("threads", f"{threads} is negative.", "Choose 0 (one per core) or more."))
+    problems = [*name_problems(served_name), *options.problems()]
+    if max_length < 1:
+        problems.append(Problem("max_length", f"{max_length} is not a positive number.", "Choose 1 or more."))
     if problems:
         raise InputError(problems)
 
@@ -94,23 +137,23 @@ def write_repository(
     front_folder.mkdir(parents=True, exist_ok=True)
     encoder_folder.mkdir(parents=True, exist_ok=True)
 
-    shutil.copyfile(front_model, front_folder / "model.py")
+    shutil.copyfile(task.front_model, front_folder / "model.py")
     shutil.copyfile(tokenizer, front_folder / "tokenizer.json")
     settings = {
         "label_names": list(label_names),
         "max_length": max_length,
-        "max_text_bytes": max_text_bytes,
-        "max_batch_size": max_batch_size,
+        "max_text_bytes": options.max_text_bytes,
+        "max_batch_size": options.max_batch_size,
         "pad_id": _pad_id(tokenizer),
         "encoder": inner,
     }
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     (front_folder / "settings.json").write_text(text, encoding="utf-8")
-    config = _front_config(served_name, outputs, max_batch_size, instances=2 if gpu else 1)
+    config = _front_config(served_name, task, label_names, options)
     (folder / served_name / "config.pbtxt").write_text(config, encoding="utf-8")
 
     shutil.copyfile(encoder, encoder_folder / "model.onnx")
-    config = _encoder_config(inner, len(label_names), max_length, max_batch_size, threads=threads, gpu=gpu)
+    config = _encoder_config(inner, len(label_names), max_length, options)
     (folder / inner / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
@@ -154,44 +197,76 @@ def _pad_id(tokenizer: Path) -> int:
     return next((int(index) for index in ids if index is not None), 0)
 
 
-def _front_config(name: str, outputs: Sequence[Output], max_batch_size: int, *, instances: int) -> str:
-    rendered = ",\n".join(
-        f'  {{ name: "{output.name}" data_type: {output.data_type} dims: [ {", ".join(map(str, output.dims))} ] }}'
-        for output in outputs
+def _front_config(name: str, task: Task, label_names: Sequence[str], options: ServingOptions) -> str:
+    outputs = ",\n".join(_output(output) for output in task.outputs(label_names))
+    # Clients read from these what they are talking to.
+    parameters = "\n".join(
+        f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
+        for key, value in {
+            "task": task.name,
+            "label_names": json.dumps(list(label_names)),
+            "max_text_bytes": str(options.max_text_bytes),
+        }.items()
     )
-    # While one batch is at work the next requests wait and are then taken together: batching without any delay.
+    # While one batch is at work the next requests wait and are then taken together: batching without any delay. On a
+    # GPU the encoder is so fast that a second instance tokenises meanwhile.
     return f"""name: "{name}"
 backend: "python"
-max_batch_size: {max_batch_size}
+max_batch_size: {options.max_batch_size}
 version_policy {{ latest {{ num_versions: 1 }} }}
 input [
   {{ name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }}
 ]
 output [
-{rendered}
+{outputs}
 ]
-dynamic_batching {{ }}
-instance_group [ {{ count: {instances} kind: KIND_CPU }} ]
+dynamic_batching {{
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {options.queue_timeout_ms * 1000}
+    allow_timeout_override: true
+    max_queue_size: {options.max_queue_size}
+  }}
+}}
+response_cache {{ enable: {"true" if options.response_cache else "false"} }}
+instance_group [ {{ count: {2 if options.serving_device == "gpu" else 1} kind: KIND_CPU }} ]
+{parameters}
 """
 
 
-def _encoder_config(name: str, labels: int, max_length: int, max_batch_size: int, *, threads: int, gpu: bool) -> str:
+def _output(output: Output) -> str:
+    dims = ", ".join(map(str, output.dims))
+    return f'  {{ name: "{output.name}" data_type: {output.data_type} dims: [ {dims} ] }}'
+
+
+def _quoted(text: str) -> str:
+    """A string of Protobuf's text format, which escapes as JSON does as long as all is ASCII."""
+    return json.dumps(text)
+
+
+def _encoder_config(name: str, labels: int, max_length: int, options: ServingOptions) -> str:
+    gpu = options.serving_device == "gpu"
+    # The first call of a shape is slow on a GPU, where memory is got for it; the largest one gets the most.
+    shapes = [(1, min(16, max_length)), (1, max_length), *([(options.max_batch_size, max_length)] if gpu else [])]
     warmups = ",\n".join(
         f"""  {{
-    name: "{length} tokens"
-    batch_size: 1
+    name: "{rows} x {length} tokens"
+    batch_size: {rows}
     inputs {{ key: "input_ids" value {{ data_type: TYPE_INT64 dims: [ {length} ] zero_data: true }} }}
     inputs {{ key: "attention_mask" value {{ data_type: TYPE_INT64 dims: [ {length} ] zero_data: true }} }}
   }}"""
-        for length in sorted({min(16, max_length), max_length})
+        for rows, length in dict.fromkeys(shapes)
     )
-    parameter = (
-        f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}\n' if threads else ""
+    threads = (
+        f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{options.encoder_threads}" }} }}\n'
+        if options.encoder_threads
+        else ""
     )
+    # Every version that is there is served: a front model asks for its own, also while the next one is being loaded.
     return f"""name: "{name}"
 backend: "onnxruntime"
-max_batch_size: {max_batch_size}
-version_policy {{ latest {{ num_versions: 1 }} }}
+max_batch_size: {options.max_batch_size}
+version_policy {{ all {{ }} }}
 input [
   {{ name: "input_ids" data_type: TYPE_INT64 dims: [ -1 ] }},
   {{ name: "attention_mask" data_type: TYPE_INT64 dims: [ -1 ] }}
@@ -200,8 +275,35 @@ output [
   {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {labels} ] }}
 ]
 dynamic_batching {{ }}
-instance_group [ {{ count: 1 kind: {"KIND_GPU" if gpu else "KIND_CPU"} }} ]
-{parameter}model_warmup [
+instance_group [ {{ count: {options.encoder_instances} kind: {"KIND_GPU" if gpu else "KIND_CPU"} }} ]
+{threads}{_tensorrt(max_length, options)}model_warmup [
 {warmups}
 ]
+"""
+
+
+def _tensorrt(max_length: int, options: ServingOptions) -> str:
+    """Settings of TensorRT for all shapes that can come: without its range it builds an engine anew for each."""
+    if not options.tensorrt:
+        return ""
+
+    def shape(rows: int, length: int) -> str:
+        return ",".join(f"{name}:{rows}x{length}" for name in ("input_ids", "attention_mask"))
+
+    values = {
+        "precision_mode": "FP16",
+        "max_workspace_size_bytes": str(_TENSORRT_WORKSPACE),
+        # 16-bit floats overflow in the variance of wide layers.
+        "trt_layer_norm_fp32_fallback": "1",
+        "trt_profile_min_shapes": shape(1, 1),
+        "trt_profile_opt_shapes": shape(min(8, options.max_batch_size), min(64, max_length)),
+        "trt_profile_max_shapes": shape(options.max_batch_size, max_length),
+    }
+    lines = "\n".join(f'    parameters {{ key: "{key}" value: "{value}" }}' for key, value in values.items())
+    return f"""optimization {{ execution_accelerators {{
+  gpu_execution_accelerator: [ {{
+    name: "tensorrt"
+{lines}
+  }} ]
+}} }}
 """

@@ -28,7 +28,7 @@ from stillhouse.artifacts import (
 )
 from stillhouse.evaluation.evaluate import EvaluateConfig, evaluate
 from stillhouse.progress import Step
-from stillhouse.serving.repository import write_repository
+from stillhouse.serving.repository import ServingOptions, write_repository
 from stillhouse.tasks import get_task
 
 SERVED = "tiny-reviews"
@@ -148,12 +148,10 @@ def write_packages(
             served_name=served_name,
             encoder=encoder,
             tokenizer=work / "tokenizer.json",
-            front_model=task.front_model,
-            outputs=task.outputs(label_names),
+            task=task,
             label_names=label_names,
             max_length=64,
-            max_text_bytes=max_text_bytes,
-            max_batch_size=32,
+            options=ServingOptions(max_text_bytes=max_text_bytes, max_batch_size=32),
         )
         PackageManifest(
             producer="package",

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, X
 from transformers import AlbertConfig, BertConfig, DistilBertConfig  # isort: skip
 
 from stillhouse.errors import InputError
-from stillhouse.export.onnx import export_onnx, quantise_int8
+from stillhouse.export.onnx import convert_fp16, export_onnx, quantise_int8
 from stillhouse.tasks import get_task
 
 TASK = get_task("classification")
@@ -39,8 +39,9 @@ def test_export_and_quantisation_keep_the_answers(family: str, tmp_path: Path):
     config: PretrainedConfig = CONFIGS[family]
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    full, small = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    full, half, small = (tmp_path / f"{name}.onnx" for name in ("fp32", "fp16", "int8"))
     export_onnx(model, TASK, full)
+    convert_fp16(full, half)
     quantise_int8(full, small)
     for batch, length in ((1, 1), (1, 37), (5, 12)):
         ids = torch.randint(5, 500, (batch, length))
@@ -49,6 +50,7 @@ def test_export_and_quantisation_keep_the_answers(family: str, tmp_path: Path):
         with torch.no_grad():
             wanted = model(input_ids=ids, attention_mask=mask).logits.softmax(-1).numpy()
         assert np.abs(run(full, ids, mask) - wanted).max() < 1e-5
+        assert 0 < np.abs(run(half, ids, mask) - wanted).max() < 5e-3
         assert np.abs(run(small, ids, mask) - wanted).max() < 0.05
         assert np.allclose(run(full, ids, mask).sum(axis=1), 1, atol=1e-5)
     graph = onnx.load(str(small)).graph
@@ -58,6 +60,7 @@ def test_export_and_quantisation_keep_the_answers(family: str, tmp_path: Path):
     assert counts["MatMulInteger"] >= 6 * layers
     assert counts["MatMul"] <= 2 * layers
     assert small.stat().st_size < 0.45 * full.stat().st_size
+    assert half.stat().st_size < 0.6 * full.stat().st_size
     if family == "albert":
         # Shared weights stay shared: each distinct matrix is stored once, however many layers use it.
         shapes = [tuple(t.dims) for t in graph.initializer if len(t.dims) == 2 and t.data_type == onnx.TensorProto.INT8]

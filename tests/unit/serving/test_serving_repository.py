@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_package import LABELS, build_package, settings_of
 from tritonclient.grpc import model_config_pb2
 
 from stillhouse.errors import InputError, ManifestError
-from stillhouse.serving.repository import model_version, name_problems, set_model_version, write_repository
+from stillhouse.serving.repository import model_version, name_problems, set_model_version
 from stillhouse.tasks import get_task
 
 
@@ -61,40 +62,72 @@ def test_front_model_is_verbatim_and_standalone(tmp_path):
     assert imported - set(sys.stdlib_module_names) == {"numpy", "tokenizers", "triton_python_backend_utils"}
 
 
+def test_clients_can_read_what_they_talk_to(tmp_path):
+    names = ["plain", 'quo"ted', "back\\slash", "ümläut 日本", "new\nline"]
+    package = build_package(tmp_path / "package", label_names=names, max_text_bytes=123)
+    parameters = config_of(package / "triton" / "reviews" / "config.pbtxt").parameters
+    assert parameters["task"].string_value == "classification"
+    assert json.loads(parameters["label_names"].string_value) == names
+    assert parameters["max_text_bytes"].string_value == "123"
+
+
+def test_overload_is_refused_early(tmp_path):
+    package = build_package(tmp_path / "package", max_queue_size=12, queue_timeout_ms=250)
+    policy = config_of(package / "triton/reviews/config.pbtxt").dynamic_batching.default_queue_policy
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (12, 250_000)
+    assert policy.allow_timeout_override
+
+
+def test_serving_options_reach_the_configuration(tmp_path):
+    package = build_package(tmp_path / "package", encoder_instances=3, encoder_threads=5, response_cache=True)
+    encoder = config_of(package / "triton/reviews-encoder/config.pbtxt")
+    assert encoder.instance_group[0].count == 3
+    assert encoder.parameters["intra_op_thread_count"].string_value == "5"
+    assert config_of(package / "triton/reviews/config.pbtxt").response_cache.enable
+    plain = build_package(tmp_path / "plain", encoder_threads=0)
+    assert "intra_op_thread_count" not in config_of(plain / "triton/reviews-encoder/config.pbtxt").parameters
+    assert not config_of(plain / "triton/reviews/config.pbtxt").response_cache.enable
+
+
 def test_gpu_puts_the_encoder_alone_on_it(tmp_path):
-    parts = build_package(tmp_path / "package").with_name("package.parts")
-    task = get_task("classification")
-    write_repository(
-        tmp_path / "gpu",
-        served_name="m",
-        encoder=parts / "encoder.onnx",
-        tokenizer=parts / "tokenizer.json",
-        front_model=task.front_model,
-        outputs=task.outputs(LABELS),
-        label_names=LABELS,
-        max_length=8,
-        max_text_bytes=10,
-        max_batch_size=2,
-        gpu=True,
+    package = build_package(
+        tmp_path / "package", max_length=8, max_batch_size=2, serving_device="gpu", encoder_threads=0
     )
-    encoder = config_of(tmp_path / "gpu" / "m-encoder" / "config.pbtxt")
+    encoder = config_of(package / "triton/reviews-encoder/config.pbtxt")
     assert encoder.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
-    assert "intra_op_thread_count" not in encoder.parameters
-    assert [list(w.inputs["input_ids"].dims) for w in encoder.model_warmup] == [[8]]
-    front = config_of(tmp_path / "gpu" / "m" / "config.pbtxt")
+    assert [(w.batch_size, list(w.inputs["input_ids"].dims)) for w in encoder.model_warmup] == [(1, [8]), (2, [8])]
+    assert not encoder.HasField("optimization")
+    front = config_of(package / "triton/reviews/config.pbtxt")
     assert front.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
 
 
+def test_tensorrt_knows_every_shape_that_can_come(tmp_path):
+    package = build_package(tmp_path / "package", max_length=96, max_batch_size=32, serving_device="gpu", tensorrt=True)
+    encoder = config_of(package / "triton/reviews-encoder/config.pbtxt")
+    (accelerator,) = encoder.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    assert accelerator.parameters["precision_mode"] == "FP16"
+    shapes = {key: accelerator.parameters[f"trt_profile_{key}_shapes"] for key in ("min", "opt", "max")}
+    assert shapes == {
+        "min": "input_ids:1x1,attention_mask:1x1",
+        "opt": "input_ids:8x64,attention_mask:8x64",
+        "max": "input_ids:32x96,attention_mask:32x96",
+    }
+
+
 def test_all_problems_at_once(tmp_path):
+    wrong = {"max_text_bytes": -1, "max_batch_size": 0, "max_queue_size": 0, "queue_timeout_ms": -1,
+             "encoder_instances": 0, "encoder_threads": -1, "serving_device": "tpu"}  # fmt: skip
     with pytest.raises(InputError) as caught:
-        build_package(tmp_path / "package", served_name="../up", max_length=0, max_text_bytes=-1, max_batch_size=0)
-    assert [p.where for p in caught.value.problems] == [
-        "model_name",
-        "max_length",
-        "max_text_bytes",
-        "max_batch_size",
-    ]
+        build_package(tmp_path / "package", served_name="../up", max_length=0, **wrong)
+    assert {p.where for p in caught.value.problems} == {"model_name", "max_length", *wrong}
     assert not (tmp_path / "package" / "triton").exists()
+
+
+def test_tensorrt_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(InputError, match="serving_device=gpu"):
+        build_package(tmp_path / "package", tensorrt=True)
 
 
 @pytest.mark.parametrize("name", ["a", "sst2-student", "A.b_c-9", "x" * 63])

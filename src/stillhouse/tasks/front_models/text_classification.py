@@ -126,6 +126,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the settings and the tokenizer from the folder of this version."""
         folder = Path(args["model_repository"]) / args["model_version"]
+        self._version = int(args["model_version"])
         self._encoder = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["encoder"]
         self._classifier = load(folder, self._encode)
 
@@ -170,6 +171,8 @@ class TritonPythonModel:
 
         response = pb_utils.InferenceRequest(
             model_name=self._encoder,
+            # Its own version: while a release is being replaced, the encoders of both are there.
+            model_version=self._version,
             requested_output_names=["probabilities"],
             inputs=[pb_utils.Tensor("input_ids", ids), pb_utils.Tensor("attention_mask", mask)],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
