@@ -17,7 +17,7 @@ LAYERS = (
     ("deploy",),
     ("registry",),
     ("evaluation",),
-    ("serving", "export"),
+    ("serving", "export", "loadtest"),
     ("training",),
     ("tasks",),
     ("objectives", "models", "data", "client"),
