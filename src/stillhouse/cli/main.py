@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from stillhouse import StillhouseError, __version__
+from stillhouse.cli.bench import app as bench
 from stillhouse.cli.kubeflow import schedule, submit
 from stillhouse.cli.output import print_error
 from stillhouse.cli.serve import app as serve
@@ -172,6 +173,7 @@ def report(
 
 
 app.add_typer(serve, name="serve")
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

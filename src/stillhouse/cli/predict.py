@@ -15,7 +15,7 @@ from stillhouse.cli.output import print_json, stdout
 from stillhouse.errors import InputError, Problem
 from stillhouse.state import home
 
-__all__ = ["predict"]
+__all__ = ["endpoint", "predict"]
 
 _BLOCK = 256
 """Lines read from standard input before their answers are printed."""
@@ -37,7 +37,7 @@ def predict(texts: Sequence[str], url: str | None, model: str | None, *, as_json
     require("tritonclient", "client", "`stillhouse predict`")
     from stillhouse.client import predict_texts
 
-    url, model = _endpoint(url, model)
+    url, model = endpoint(url, model)
     console = stdout()
     answers: list[dict[str, Any]] = []
     for block in _blocks(texts or _lines()):
@@ -51,8 +51,12 @@ def predict(texts: Sequence[str], url: str | None, model: str | None, *, as_json
         print_json(answers)
 
 
-def _endpoint(url: str | None, model: str | None) -> tuple[str, str]:
-    """The address and the model to ask, the local server's where they are not given."""
+def endpoint(url: str | None, model: str | None) -> tuple[str, str]:
+    """The address and the model to ask, the local server's where they are not given.
+
+    Raises:
+        InputError: one is not given, and no local server runs.
+    """
     if url and model:
         return url, model
     from stillhouse.serving.server import server_status

@@ -1,0 +1,81 @@
+"""The plot of a ramp: what each caller waits for, against what the server gets done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stillhouse.loadtest.ramp import Step
+from stillhouse.loadtest.result import LoadResult
+
+__all__ = ["save_plot"]
+
+_COLOURS = {"p50": "#1b7f5c", "p95": "#3b4cc0", "p99": "#c2571a"}
+_INK, _FAINT = "#1d232b", "#68727d"
+_STYLE: Any = {
+    "font.size": 10.5,
+    "axes.edgecolor": "#aab2bb",
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "text.color": _INK,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "svg.hashsalt": "stillhouse",  # the same figures give the same bytes
+}
+
+
+def save_plot(paths: Sequence[Path], steps: Sequence[Step], *, title: str, knee: int | None) -> None:
+    """Draw p50, p95 and p99 against throughput, one point for each concurrency; the other server's lines are dashed.
+
+    Args:
+        paths: files to write; the suffix of each says the format, for example `.svg` or `.png`.
+        steps: in the order of their concurrency.
+        title: shown above.
+        knee: concurrency to mark.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    # No pyplot: it keeps every figure alive and picks a backend for the whole process.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.6), dpi=144, layout="constrained")
+        axes = figure.add_subplot()
+        own = [(step.concurrency, step.result) for step in steps]
+        _lines(axes, own, "", "-")
+        if others := [(step.concurrency, step.against) for step in steps if step.against]:
+            _lines(axes, others, ", the other server", "--")
+        for concurrency, result in own:
+            if result.latencies.size:
+                at = (result.texts_per_second, result.p99)
+                style: Any = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+                axes.annotate(str(concurrency), at, **style, color=_FAINT)
+            if concurrency == knee:
+                label = f"knee: {knee} at once"
+                axes.axvline(result.texts_per_second, color=_INK, linewidth=1, linestyle=":", zorder=1, label=label)
+        axes.set_xlim(left=0)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        axes.set_xlabel("texts a second")
+        axes.set_ylabel("latency, ms")
+        axes.set_title(title)
+        axes.legend(frameon=False, fontsize=9)
+        for path in paths:
+            # Only SVG stamps the time that it was written at.
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _lines(axes: Any, points: Sequence[tuple[int, LoadResult]], suffix: str, style: str) -> None:
+    answered = [result for _, result in points if result.latencies.size]
+    x = [result.texts_per_second for result in answered]
+    for name, colour in _COLOURS.items():
+        y = [getattr(result, name) for result in answered]
+        axes.plot(x, y, style, marker="o", markersize=4, linewidth=1.5, color=colour, label=f"{name}{suffix}")
