@@ -13,7 +13,10 @@ Shapes in this file: n texts, s tokens, c labels.
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +132,12 @@ class TritonPythonModel:
         self._version = int(args["model_version"])
         self._encoder = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["encoder"]
         self._classifier = load(folder, self._encode)
+        self._log = self._open_log(folder, args)
+
+    def finalize(self) -> None:
+        """Write what the request log still holds."""
+        if self._log is not None:
+            self._log.close()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Classify the texts of all requests together, and answer each request on its own."""
@@ -156,14 +165,38 @@ class TritonPythonModel:
                 pb_utils.InferenceResponse(error=failure if isinstance(place, slice) else place) for place in places
             ]
         responses = []
-        for place in places:
+        for request, place in zip(requests, places, strict=True):
             if not isinstance(place, slice):
                 responses.append(pb_utils.InferenceResponse(error=place))
                 continue
+            if self._log is not None and request.request_id() != self._log.PROBE_ID:
+                self._log.record(texts[place], labels[place], probabilities[place])
             names = np.array([[label.encode()] for label in labels[place]], dtype=np.object_)
             outputs = [pb_utils.Tensor("PROBABILITIES", probabilities[place]), pb_utils.Tensor("LABEL", names)]
             responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
         return responses
+
+    def _open_log(self, folder: Path, args: dict[str, str]) -> Any:
+        """The request log; None where the server's environment asks for none.
+
+        Raises:
+            ValueError: it asks for one in a way that cannot be understood.
+        """
+        if not os.environ.get("STILLHOUSE_REQUEST_LOG"):
+            return None
+        sys.path.insert(0, str(folder))  # where this file and the log's stand side by side
+        module = importlib.import_module("request_log")
+        return module.RequestLog(
+            module.Settings.from_environment(os.environ),
+            model=args["model_name"],
+            release=args["model_version"],
+            label_names=self._classifier.label_names,
+            count_tokens=self._count_tokens,
+        )
+
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        tokenizer: Tokenizer = self._classifier._tokenizer
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))]
 
     def _encode(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run the encoder model inside this server."""
