@@ -274,8 +274,9 @@ def _table(steps: Sequence[Step], knee: int | None, against: str | None) -> Tabl
         table.add_column(name, justify="right")
     table.add_column("errors")
     if against:
-        table.add_column(f"texts/s against {against}", justify="right")
-        table.add_column("p99 against it", justify="right")
+        table.caption = f"Ratios: this server by {against}."
+        table.add_column("texts/s ratio", justify="right")
+        table.add_column("p99 ratio", justify="right")
     table.add_column("")
     for step in steps:
         result = step.result

@@ -6,6 +6,8 @@
 Two kinds of load. In a *closed* loop (`run_load`) a fixed number of callers each wait for an answer before they ask
 again: that is how much a server can do, and how long its callers wait. In an *open* loop (`run_open_load`) requests
 come at a fixed rate whether or not the server keeps up, as those of the public do: that is what overload looks like.
+
+One load at a time in a process: event loops of `grpc.aio` that run beside each other slow each other down.
 """
 
 from __future__ import annotations

@@ -55,11 +55,11 @@ def save_plot(paths: Sequence[Path], steps: Sequence[Step], *, title: str, knee:
         for concurrency, result in own:
             if result.latencies.size:
                 at = (result.texts_per_second, result.p99)
-                style: Any = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+                style: Any = {"xytext": (-6, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
                 axes.annotate(str(concurrency), at, **style, color=_FAINT)
             if concurrency == knee:
-                label = f"knee: {knee} at once"
-                axes.axvline(result.texts_per_second, color=_INK, linewidth=1, linestyle=":", zorder=1, label=label)
+                ring: Any = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": _INK, "linestyle": "none"}
+                axes.plot(result.texts_per_second, result.p99, "o", **ring, label=f"knee: {knee} at once")
         axes.set_xlim(left=0)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -42,14 +42,14 @@ class Model(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 @pytest.fixture
 def serve():
-    """Starts servers that behave as told: `url, model = serve(behave)`."""
+    """Starts servers that behave as told: `url, model = serve(behave)`. `model.server` may be stopped."""
     running = []
 
-    def start(behave, workers=32):
+    def start(behave, workers=32, port=0):
         model = Model(behave)
-        server = grpc.server(futures.ThreadPoolExecutor(workers))
+        model.server = server = grpc.server(futures.ThreadPoolExecutor(workers))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(model, server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
         server.start()
         running.append(server)
         return f"127.0.0.1:{port}", model

@@ -159,4 +159,4 @@ def test_ratios_stand_beside_the_figures(bench, serve):
     step = json.loads(out)["steps"][0]
     assert code == 0 and step["throughput_ratio"] > 2 and step["p99_ratio"] < 0.6
     code, out, _ = bench(*quick(fast, "--against", slow))
-    assert f"texts/s against {slow}" in out and out.count("×") == 2
+    assert f"this server by {slow}" in out and out.count("×") == 2

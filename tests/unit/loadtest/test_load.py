@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 
 import grpc
@@ -129,6 +130,26 @@ def test_a_server_that_refuses_everything_is_not_asked_in_a_spin(serve):
     url, _ = serve(lambda number: grpc.StatusCode.UNAVAILABLE if number else "7")
     result = run_load(url, "m", TEXTS, concurrency=1, seconds=0.5, warmup=0)
     assert 5 < result.errors["UNAVAILABLE"] <= 0.5 / 0.01 + 1
+
+
+def test_a_server_that_is_back_is_found_at_once(serve):
+    url, model = serve(lambda number: "7")
+    back = []
+
+    def outage():
+        time.sleep(0.3)
+        model.server.stop(0)
+        time.sleep(1.5)
+        back.append(serve(lambda number: "8", port=int(url.split(":")[1]))[1])
+        back.append(time.perf_counter())
+
+    operator = threading.Thread(target=outage)
+    operator.start()
+    result = run_load(url, "m", TEXTS, concurrency=2, seconds=3.0, warmup=0)
+    operator.join()
+    assert set(result.releases) == {"7", "8"}
+    assert {"UNAVAILABLE"} <= set(result.errors) <= {"UNAVAILABLE", "CANCELLED"}
+    assert back[0].arrivals[0] - back[1] < 0.5  # by gRPC's own timing it is 0.7 s or more
 
 
 def test_releases_are_counted(serve):
