@@ -5,6 +5,9 @@
     │   └── ManifestError        an artifact is missing, altered, or of a format not understood
     ├── ParityError              an exported model does not reproduce the model it came from
     ├── ServingError             the inference server did not start, died, or answered wrongly
+    │   ├── ServerUnavailable    nobody answers there, or the connection broke
+    │   ├── Overloaded           the server turned the request away, since too many wait already
+    │   └── DeadlineExceeded     no answer came in the time given
     ├── TrainingError            the processes or machines that train together failed
     └── RegistryError            the model registry refused or lacks something
 
@@ -23,11 +26,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = [
+    "DeadlineExceeded",
     "InputError",
     "ManifestError",
+    "Overloaded",
     "ParityError",
     "Problem",
     "RegistryError",
+    "ServerUnavailable",
     "ServingError",
     "StillhouseError",
     "TrainingError",
@@ -82,6 +88,18 @@ class ServingError(StillhouseError):
     def __init__(self, message: str, log_tail: Iterable[str] = ()) -> None:
         self.log_tail = tuple(log_tail)
         super().__init__("\n".join([message, *(f"  {line}" for line in self.log_tail)]))
+
+
+class ServerUnavailable(ServingError):
+    """No server answers at the address, it is going down, or the connection broke. Asking again later may help."""
+
+
+class Overloaded(ServingError):
+    """The server turned the request away at once, since more wait than it can answer in time."""
+
+
+class DeadlineExceeded(ServingError):
+    """No answer came in the time that the caller gave."""
 
 
 class TrainingError(StillhouseError):
