@@ -93,6 +93,7 @@ class Connection:
 
     def options(self) -> list[tuple[str, Any]]:
         """Arguments of a gRPC channel."""
+        silence = int(min(self.keepalive, 10.0) * 1000)
         options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", _LARGEST_MESSAGE),
             ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
@@ -103,7 +104,9 @@ class Connection:
             ("grpc.max_reconnect_backoff_ms", 5_000),
             # Only while an answer is due, since servers hang up on clients that ping idle connections.
             ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
-            ("grpc.keepalive_timeout_ms", int(min(self.keepalive, 10.0) * 1000)),
+            ("grpc.keepalive_timeout_ms", silence),
+            # One of the pings that gRPC measures bandwidth by may be out already, and takes the place of the test.
+            ("grpc.http2.ping_timeout_ms", silence),
             ("grpc.keepalive_permit_without_calls", 0),
         ]
         if self.balance:
