@@ -1,8 +1,8 @@
 """Deploys a registered version to this machine's own Triton.
 
 The order of things keeps the previous release safe: the new one is first tried beside it on spare ports, and takes its
-place only when it gave every known answer. If it then fails all the same, the previous one is started again. The alias
-`champion` moves last.
+place only when it gave every known answer; with no request lost where the running server keeps its ports. If it then
+fails all the same, the previous one is put back in the same way. The alias `champion` moves last.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from stillhouse.serving.server import (
     serving_folder,
     start_server,
     stop_folder,
+    switch_server,
 )
 from stillhouse.serving.triton import LOOPBACK, free_ports
+from stillhouse.serving.verify import verify_release
 
-__all__ = ["Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_release", "verify_release"]
+__all__ = ["Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_release", "serve_instead", "verify_release"]
 
 _LOCK_SECONDS = 900.0
 
@@ -178,20 +180,34 @@ def _deploy_locked(
     step.progress(2, 4, "take over the endpoint")
     allowed()
     try:
-        stop_folder(folder)
-        start_server(public)
+        serve_instead(public)
         step.progress(3, 4, "smoke-test")
         _tested(public, answers)
         allowed()
         _move_alias(registry, config)
     except BaseException as error:  # an interrupt too: an endpoint that served before shall serve after
-        stop_folder(folder)
         if previous and previous.status not in ("dead", "failed"):
             _bring_back(previous, folder, error)
+        else:
+            stop_folder(folder)
         raise
     _clear_out(package.parent, keep={str(package), previous.package if previous else ""})
     step.progress(4, 4, "")
     return endpoint
+
+
+def serve_instead(config: ServerConfig) -> ServerStatus:
+    """Serve a release in place of what its folder serves now, which is kept running where its ports stay.
+
+    Raises:
+        InputError: a port is taken, or the package's files are not those of its manifest.
+        ServingError: it did not come up. What ran before still does, unless it was stopped for its ports.
+    """
+    running = read_status(config.folder)
+    if running and running.status == "ready" and running.ports == config.ports:
+        return switch_server(config)
+    stop_folder(config.folder)
+    return start_server(config)
 
 
 def _serves(status: ServerStatus, wanted: ServerConfig, answers: Sequence[KnownAnswer]) -> bool:
@@ -228,7 +244,10 @@ def _tested(server: ServerConfig, answers: Sequence[KnownAnswer]) -> None:
 
 
 def _bring_back(previous: ServerStatus, folder: Path, error: BaseException) -> None:
-    """Start the previous release again on its ports."""
+    """Have the previous release serve again on its ports; nothing is done where it still does."""
+    now = read_status(folder)
+    if now and (now.status, now.package, now.ports) == ("ready", previous.package, previous.ports):
+        return
     config = ServerConfig(
         folder=folder,
         package=Path(previous.package),
@@ -237,7 +256,7 @@ def _bring_back(previous: ServerStatus, folder: Path, error: BaseException) -> N
         ports=previous.ports,
     )
     try:
-        start_server(config)
+        serve_instead(config)
     except StillhouseError as second:
         what = f"{error}\nand the previous release, {previous.model} version {previous.version}, did not come back:"
         raise ServingError(f"{what} {second}") from error
@@ -301,15 +320,3 @@ def _clear_out(shelf: Path, *, keep: set[str]) -> None:
     for path in shelf.iterdir():
         if path.is_dir() and str(path) not in keep:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def verify_release(folder: Path, manifest: PackageManifest, version: str) -> None:
-    """As `PackageManifest.verify`, for a package whose version folders were renamed."""
-
-    def renamed(name: str) -> str:
-        parts = name.split("/")  # triton/<model>/<version>/…
-        if len(parts) > 3 and parts[0] == "triton" and parts[2].isdigit():
-            parts[2] = version
-        return "/".join(parts)
-
-    replace(manifest, files={renamed(name): digest for name, digest in manifest.files.items()}).verify(folder)

@@ -1,10 +1,12 @@
-"""Starts, stops and looks at the supervised local server.
+"""Starts, stops and looks at the supervised local server, and has it change to another release.
 
 A server lives in a folder, `<home>/serving` for the public one:
 
     server.json     what is served, where, by which processes, and whether it answers
     server.lock     held by the supervisor as long as it lives
-    logs/           server.log (Triton's own lines), supervisor.log
+    wanted.json     the release that a running supervisor was last asked to change to
+    logs/           server.log (Triton's own lines) and supervisor.log (what was done about it, and when), each with
+                    earlier ones as .1, .2, …; supervisor.err (what a supervisor died of)
     backends/       Triton's backend folder
     served/         the model repository that Triton reads: hard links into the package
 """
@@ -14,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -22,26 +26,31 @@ from pathlib import Path
 
 import psutil
 
+from stillhouse.artifacts import PackageManifest
 from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 from stillhouse.serving.processes import end_group, is_running, remove_shared_memory
 from stillhouse.serving.triton import LOOPBACK, Ports, find_triton
+from stillhouse.serving.verify import verify_release
 
 __all__ = [
-    "START_MARK",
+    "LOG_MARK",
     "ServerConfig",
     "ServerStatus",
     "is_answering",
     "read_status",
+    "read_wanted",
     "server_status",
     "serving_folder",
     "start_server",
     "stop_folder",
     "stop_server",
+    "switch_server",
 ]
 
-START_MARK = "===== stillhouse starts tritonserver"
-"""Begins the line in Triton's log before each start."""
+LOG_MARK = "===== stillhouse "
+"""Begins the line in Triton's log before each start and each change of release."""
 _STATE = "server.json"
+_WANTED = "wanted.json"
 _LOG_LINES = 30
 
 
@@ -73,6 +82,12 @@ class ServerConfig:
     """Seconds from a start to the first answer."""
     max_restarts: int = 5
     """Restarts in a row that do not last a minute, after which the supervisor gives up."""
+    drain_timeout: float = 20.0
+    """Seconds that a server which is stopped may take to answer what it accepted."""
+    log_bytes: int = 10 * 2**20
+    """Bytes of a log after which a new file is begun."""
+    log_files: int = 3
+    """Earlier files that are kept of each log."""
 
     def to_json(self) -> str:
         """For the supervisor's command line."""
@@ -112,6 +127,12 @@ class ServerStatus:
     """Why it is not ready, or why it was last restarted."""
     log: str = ""
     """Triton's own log."""
+    request: str = ""
+    """The last change of release that was asked for and is done with; see `switch_server`."""
+    request_error: str = ""
+    """Why it was not made; empty where it was."""
+    request_log: tuple[str, ...] = ()
+    """What Triton said about that."""
 
     @property
     def grpc_url(self) -> str:
@@ -129,17 +150,17 @@ class ServerStatus:
         """The state in `folder`; None if there is none that can be read."""
         try:
             body = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-            return cls(**{**body, "ports": Ports(**body["ports"])})
+            return cls(**{**body, "ports": Ports(**body["ports"]), "request_log": tuple(body.get("request_log", ()))})
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def log_tail(self) -> list[str]:
-        """Triton's last lines since its last start, oldest first; its errors alone where it logged any."""
+        """Triton's lines since its last start or change of release, oldest first; its errors alone where it has any."""
         try:
             lines = Path(self.log).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
-        begin = max((index for index, line in enumerate(lines) if line.startswith(START_MARK)), default=-1)
+        begin = max((index for index, line in enumerate(lines) if line.startswith(LOG_MARK)), default=-1)
         # Triton's own lines begin with the letter of their severity. Its tables repeat the errors in full, and the
         # line about CUDA is said on every machine without a GPU.
         lines = [line[:500] for line in lines[begin + 1 :] if line.strip() and line[0] not in "+|"]
@@ -181,10 +202,12 @@ def start_server(config: ServerConfig) -> ServerStatus:
     Nothing of the caller is inherited: no pipe, no terminal, no process group. So the caller may end, or be killed.
 
     Raises:
-        InputError: a port is taken, another server runs in this folder, or this platform cannot run it.
+        InputError: a port is taken, another server runs in this folder, this platform cannot run it, or the package's
+            files are not those of its manifest.
         ServingError: it did not come up; the error holds Triton's own lines.
     """
     find_triton(config.folder)  # what is missing is told here, and not in a log
+    verify_release(config.package, PackageManifest.load(config.package), config.version)
     running = read_status(config.folder)
     if running and running.status not in ("dead", "failed"):
         what = f"{running.model} version {running.version} is served already (pid {running.pid})."
@@ -192,7 +215,7 @@ def start_server(config: ServerConfig) -> ServerStatus:
     stop_folder(config.folder)  # what a dead supervisor may have left
     if problems := config.ports.problems() or config.ports.taken():
         raise InputError(problems)
-    log = config.folder / "logs" / "supervisor.log"
+    log = config.folder / "logs" / "supervisor.err"
     log.parent.mkdir(parents=True, exist_ok=True)
     _spawn(config, log)
     # The supervisor keeps its own time limits; these are for one that died at once, or hangs.
@@ -237,6 +260,54 @@ def _spawn(config: ServerConfig, log: Path) -> None:
         raise ServingError("the server's supervisor did not come up.", tail)
 
 
+def switch_server(config: ServerConfig) -> ServerStatus:
+    """Have the running server change to another release with no request lost, and return when it answers as that.
+
+    The wanted release is left in the server's folder, and the supervisor is told to look there.
+
+    Args:
+        config: the release, in the folder and on the ports of the running server.
+
+    Raises:
+        InputError: the package's files are not those of its manifest.
+        ServingError: no server runs there that answers, it listens on other ports, or the release did not load: then
+            the one before still serves. The error holds Triton's own lines.
+    """
+    verify_release(config.package, PackageManifest.load(config.package), config.version)
+    status = read_status(config.folder)
+    if status is None or status.status != "ready" or status.ports != config.ports:
+        raise ServingError(f"no server runs in {config.folder} on these ports that could change its release.")
+    request = secrets.token_hex(8)
+    partial = config.folder / f".{_WANTED}.{os.getpid()}"
+    partial.write_text(json.dumps({"request": request, "config": config.to_json()}), encoding="utf-8")
+    partial.replace(config.folder / _WANTED)
+    what = f"{config.model} version {config.version}"
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(status.pid, signal.SIGUSR1)
+    # The supervisor keeps its own time limits, for each of several models; this is for one that hangs.
+    deadline = time.monotonic() + 4 * config.start_timeout
+    while time.monotonic() < deadline:
+        status = read_status(config.folder)
+        if status is None or status.status in ("failed", "dead"):
+            message = status.message if status else "it was stopped."
+            raise ServingError(f"the server ended while it changed to {what}: {message}")
+        if status.request == request and status.request_error:
+            raise ServingError(f"{what} did not come up: {status.request_error}", status.request_log)
+        if status.request == request:
+            return status
+        time.sleep(0.1)
+    raise ServingError(f"the server did not change to {what} within {4 * config.start_timeout:g} s.")
+
+
+def read_wanted(folder: Path) -> tuple[str, ServerConfig] | None:
+    """The change of release that a supervisor was asked for: its name, and the server. None where there is none."""
+    try:
+        body = json.loads((folder / _WANTED).read_text(encoding="utf-8"))
+        return str(body["request"]), ServerConfig.from_json(body["config"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def stop_server(home: str | os.PathLike[str]) -> ServerStatus | None:
     """Stop the public server and wait until all its processes are gone. Returns what ran, or None."""
     return stop_folder(serving_folder(home))
@@ -252,7 +323,7 @@ def stop_folder(folder: Path) -> ServerStatus | None:
             supervisor = psutil.Process(status.pid)
             supervisor.terminate()
             try:
-                supervisor.wait(timeout=45)
+                supervisor.wait(timeout=60)  # it lets requests be answered first
             except psutil.TimeoutExpired:
                 supervisor.kill()
                 supervisor.wait(timeout=10)

@@ -3,19 +3,24 @@
     python -m stillhouse.serving.supervisor CONFIG
 
 Triton reports itself and a model ready even when the Python process behind the model was killed, and never starts that
-process again. So the only thing that counts here is a real inference over gRPC: the server is ready when the first one
-was answered, and is restarted, its whole process group, when two in a row failed.
+process again. So what counts here is a real inference over gRPC: the server is ready when the first one was answered,
+and is restarted, its whole process group, when two in a row failed, or at once when one of its processes ended.
+
+    SIGTERM, SIGINT, SIGHUP    answer what was accepted, then end
+    SIGUSR1                    change to the release that `wanted.json` names, with no request lost
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
+import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -23,18 +28,23 @@ from pathlib import Path
 
 import psutil
 
+from stillhouse.artifacts import PackageManifest
 from stillhouse.client import predict_texts
-from stillhouse.errors import ServingError, StillhouseError
+from stillhouse.errors import InputError, ServingError, StillhouseError
+from stillhouse.serving.live import LiveRepository, ModelControl, model_processes
+from stillhouse.serving.logs import RotatingLog
 from stillhouse.serving.processes import end_group, remove_shared_memory, shared_memory_prefix
-from stillhouse.serving.server import START_MARK, ServerConfig, ServerStatus
+from stillhouse.serving.server import LOG_MARK, ServerConfig, ServerStatus, read_wanted
 from stillhouse.serving.triton import Triton, find_triton
+from stillhouse.serving.verify import verify_release
 
 __all__ = ["Supervisor", "main"]
 
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_SIGNALS = {*_STOP_SIGNALS, signal.SIGUSR1, signal.SIGCHLD}
 _LASTING = 60.0  # seconds of answering after which earlier restarts are forgiven
 _LARGEST_BACKOFF = 30.0  # seconds
-_LARGEST_LOG = 10 * 2**20  # bytes
+_WATCH = 0.25  # seconds between looks at the server's processes
 
 # Runs in the child before it becomes Triton: ends with the supervisor however that ends (PR_SET_PDEATHSIG is 1), and
 # takes signals again, which the supervisor blocks.
@@ -53,14 +63,24 @@ class Supervisor:
 
     Args:
         config: the server.
+        echo: write the supervisor's log to standard output too.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, *, echo: bool = False) -> None:
         self._config = config
+        self._echo = echo
         self._triton: Triton = find_triton(config.folder)
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_reader: threading.Thread | None = None
+        self._models: list[psutil.Process] = []  # the Python processes of the server that answers
+        self._answered = 0  # requests, by its own count
+        self._key = ""
         self._stopping = False
-        self._log = config.folder / "logs" / "server.log"
+        self._asked = False  # to change the release
+        self._live = LiveRepository(config.folder / "served")
+        logs = config.folder / "logs"
+        self._log = RotatingLog(logs / "server.log", largest=config.log_bytes, keep=config.log_files)
+        self._own_log = RotatingLog(logs / "supervisor.log", largest=config.log_bytes, keep=config.log_files)
         self._status = ServerStatus(
             status="starting",
             model=config.model,
@@ -69,14 +89,15 @@ class Supervisor:
             ports=config.ports,
             pid=os.getpid(),
             pid_created=psutil.Process().create_time(),
-            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            log=str(self._log),
+            started=_now(),
+            log=str(self._log.path),
         )
 
     def run(self) -> int:
         """Serve until a stop signal. Returns 0 then, and 1 after giving up.
 
         Raises:
+            InputError: the package's files are not those of its manifest.
             ServingError: another supervisor holds this folder.
         """
         self._config.folder.mkdir(parents=True, exist_ok=True)
@@ -87,9 +108,13 @@ class Supervisor:
                 raise ServingError(f"another supervisor runs the server in {self._config.folder}.") from None
             # Signals are waited for, never handled: a handler could run in the middle of anything. SIGCHLD is among
             # them, so that Triton's end is seen at once.
-            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOP_SIGNALS, signal.SIGCHLD})
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
                 return self._supervise()
+            except InputError as error:
+                self._say(f"refused: {error}")
+                self._save(status="failed", message=str(error), server_pid=0)
+                raise
             finally:
                 self._end()
                 signal.pthread_sigmask(signal.SIG_SETMASK, masked)
@@ -103,58 +128,62 @@ class Supervisor:
             if not trouble and not self._stopping:
                 begin = time.monotonic()
                 self._save(status="ready", message=self._status.message)
-                print(f"ready: {self._config.model} {self._config.version} at {self._status.grpc_url}", flush=True)
+                self._say(f"ready: {_name(self._config)} at {self._status.grpc_url}")
                 trouble = self._until_trouble()
                 if time.monotonic() - begin > _LASTING:
                     failures = 0
             elif not self._status.restarts:
                 failures = self._config.max_restarts  # what never came up will not by being tried again
+            if not self._stopping:
+                self._say(f"trouble: {trouble}")
             self._end()
             if self._stopping:
-                (self._config.folder / "server.json").unlink(missing_ok=True)
-                return 0
+                return self._stopped()
             failures += 1
-            print(f"trouble: {trouble}", flush=True)
             if failures > self._config.max_restarts:
                 self._save(status="failed", message=trouble, server_pid=0)
+                self._say("given up. The server's last lines:")
+                for line in self._status.log_tail():
+                    self._say(f"    {line}")
                 return 1
             self._save(status="restarting", message=trouble, server_pid=0, restarts=self._status.restarts + 1)
-            if self._sleep(min(_LARGEST_BACKOFF, 2.0 ** (failures - 1))):
-                (self._config.folder / "server.json").unlink(missing_ok=True)
-                return 0
+            # Once at once, then ever later.
+            if failures > 1 and self._sleep(min(_LARGEST_BACKOFF, 2.0 ** (failures - 2))):
+                return self._stopped()
+
+    def _stopped(self) -> int:
+        self._say("stopped")
+        (self._config.folder / "server.json").unlink(missing_ok=True)
+        return 0
 
     def _start(self) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        if self._log.exists() and self._log.stat().st_size > _LARGEST_LOG:
-            self._log.replace(self._log.with_suffix(".log.1"))
+        config = self._config
+        verify_release(config.package, PackageManifest.load(config.package), config.version)
+        self._key = secrets.token_hex(16)
         command = self._triton.command(
-            self._lay_out(), self._config.ports, shared_memory=shared_memory_prefix(self._config.folder)
+            self._live.folder,
+            config.ports,
+            models=self._live.lay_out(config),
+            shared_memory=shared_memory_prefix(config.folder),
+            key=self._key,
         )
-        with self._log.open("ab") as log:
-            log.write(f"{START_MARK} {datetime.now(timezone.utc).isoformat(timespec='seconds')}\n".encode())
-            log.flush()
+        self._mark(f"starts tritonserver with {_name(config)}")
+        sink, self._log_reader = self._log.follow()
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=sink,
+                stderr=sink,
                 close_fds=True,
                 start_new_session=True,
-                cwd=self._config.folder,
+                cwd=config.folder,
                 env=self._triton.environment,
             )
+        finally:
+            os.close(sink)
         self._save(server_pid=self._process.pid, server_pid_created=psutil.Process(self._process.pid).create_time())
-
-    def _lay_out(self) -> Path:
-        """The model repository to serve: a twin of the package's, of hard links where the file system has them.
-
-        Triton's Python processes leave byte code beside the models, whatever their environment says, and a package with
-        one file more than its manifest names is refused later.
-        """
-        twin = self._config.folder / "served"
-        shutil.rmtree(twin, ignore_errors=True)
-        shutil.copytree(self._config.package / "triton", twin, copy_function=_link)
-        return twin
+        self._say(f"started: {_name(config)}, pid {self._process.pid}")
 
     def _until_ready(self) -> str:
         """Wait for the first answer. Returns what went wrong, or nothing."""
@@ -162,68 +191,167 @@ class Supervisor:
         answer = ""
         while time.monotonic() < deadline:
             if not (answer := self._probe()) or self._stopping:
+                self._models = self._processes()
                 return ""
             if ended := self._ended():
                 return ended
-            self._sleep(0.25)
+            self._sleep(_WATCH)
         return f"no answer within {self._config.start_timeout:g} s of its start; the last one was: {answer}"
 
     def _until_trouble(self) -> str:
         """Watch a server that answers. Returns what went wrong, or nothing when told to stop."""
-        failed = 0
-        while not self._sleep(1.0 if failed else self._config.probe_interval):
+        failed, due = 0, time.monotonic() + self._config.probe_interval
+        while not self._sleep(_WATCH):
             if ended := self._ended():
                 return ended
-            answer = self._probe()
-            failed = failed + 1 if answer else 0
-            if failed == 2:
-                return self._ended() or answer
+            if self._asked:
+                self._asked = False
+                self._change()
+            elif time.monotonic() >= due:
+                answer = self._probe()
+                failed = failed + 1 if answer and not self._answers_others() else 0
+                if failed == 2 or (answer and self._process and self._process.poll() is not None):
+                    return answer
+                due = time.monotonic() + (1.0 if failed else self._config.probe_interval)
         return ""
 
-    def _ended(self) -> str:
-        code = self._process.poll() if self._process else None
-        return "" if code is None else f"Triton ended with code {code}."
+    def _change(self) -> None:
+        """Serve the release that `wanted.json` names instead of the present one, or go on with that."""
+        wanted = read_wanted(self._config.folder)
+        if wanted is None or wanted[0] == self._status.request:
+            return
+        (request, new), old, begin = wanted, self._config, time.monotonic()
+        self._say(f"changing from {_name(old)} to {_name(new)}")
+        self._mark(f"changes from {_name(old)} to {_name(new)}")
+        self._models = []  # some of which end now, as they should
+        trouble = self._put_in_place(old, new)
+        if not trouble and (trouble := self._probe(new)) and not self._stopping:
+            self._put_in_place(new, old)
+        self._models = self._processes()
+        if trouble:
+            self._say(f"{_name(old)} stays: {trouble}")
+            self._save(request=request, request_error=trouble, request_log=tuple(self._status.log_tail()))
+            return
+        self._config = new
+        self._say(f"ready: {_name(new)}, after {time.monotonic() - begin:.1f} s")
+        release = {"model": new.model, "version": new.version, "package": str(new.package), "message": ""}
+        self._save(**release, request=request, request_error="", request_log=())
 
-    def _probe(self) -> str:
+    def _put_in_place(self, old: ServerConfig, new: ServerConfig) -> str:
+        def switch() -> None:
+            verify_release(new.package, PackageManifest.load(new.package), new.version)
+            self._live.switch(old, new, self._control(), self._processes)
+
+        return self._ask(switch)
+
+    def _control(self) -> ModelControl:
+        return ModelControl(self._status.grpc_url, self._key, timeout=self._config.start_timeout)
+
+    def _processes(self, models: Path | None = None) -> list[psutil.Process]:
+        return model_processes(self._process.pid, models or self._live.folder) if self._process else []
+
+    def _ended(self) -> str:
+        """Which of the server's processes is no more; empty while all are there."""
+        code = self._process.poll() if self._process else None
+        if code is not None:
+            return f"Triton ended with code {code}."
+        for process in self._models:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return f"Triton's Python process {process.pid} ended."
+        return ""
+
+    def _probe(self, config: ServerConfig | None = None) -> str:
         """Ask for one real inference. Returns why there was no answer, or nothing."""
-        url, text = self._status.grpc_url, self._config.probe_text
+        config = config or self._config
+
+        def answer() -> None:
+            url = self._status.grpc_url
+            (row,) = predict_texts(url, config.model, [config.probe_text], timeout=config.probe_timeout)
+            if row["model_version"] != config.version:
+                raise ServingError(f"version {row['model_version']} answers.")
+
+        return self._ask(answer)
+
+    def _answers_others(self) -> bool:
+        """Whether requests were answered since this was last asked: a server that refuses under load is not sick."""
+        before = self._answered
+
+        def count() -> None:
+            self._answered = self._control().answered(self._config.model)
+
+        return not self._ask(count) and self._answered > before
+
+    def _ask(self, call: Callable[[], None]) -> str:
+        """Make a call to the server. Returns why it failed, or nothing."""
         with ThreadPoolExecutor(1) as pool:
             # In a thread, so that a signal to stop is not kept waiting by a server that does not answer.
-            future = pool.submit(predict_texts, url, self._config.model, [text], timeout=self._config.probe_timeout)
+            future, ended = pool.submit(call), ""
             while not future.done():
-                if self._sleep(0.05) or self._ended():
+                if self._sleep(0.05) or (ended := self._ended()):
                     self._end()  # which also ends the call
                     break
             error = future.exception()
-        if error is None:
-            return ""
+        if error is None or ended:
+            return ended
         if isinstance(error, StillhouseError):
             return str(error)
         return f"{type(error).__name__}: {error}"
 
     def _sleep(self, seconds: float) -> bool:
         """Wait, though not on after Triton has ended. Returns whether a stop signal came."""
-        found = None if self._stopping else signal.sigtimedwait({*_STOP_SIGNALS, signal.SIGCHLD}, seconds)
-        self._stopping = self._stopping or (found is not None and found.si_signo in _STOP_SIGNALS)
+        found = None if self._stopping else signal.sigtimedwait(_SIGNALS, seconds)
+        if found is not None:
+            self._stopping = found.si_signo in _STOP_SIGNALS
+            self._asked = self._asked or found.si_signo == signal.SIGUSR1
         return self._stopping
 
     def _end(self) -> None:
-        if self._process is not None:
-            # Triton gives requests in flight 10 s. One that does not answer any more has none worth waiting for.
-            end_group(self._process.pid, patience=12.0 if self._stopping else 2.0)
-            self._process.wait()
-            remove_shared_memory(self._config.folder)
+        if self._process is None:
+            return
+        self._models = []
+        if self._stopping and self._process.poll() is None:
+            self._say("stopping: answering what was accepted")
+            self._drain()
+        # A server that does not answer any more has no requests in flight that are worth waiting for.
+        end_group(self._process.pid, patience=12.0 if self._stopping else 0.0)
+        self._process.wait()
+        if self._log_reader is not None:
+            self._log_reader.join(timeout=5.0)
+        remove_shared_memory(self._config.folder)
+
+    def _drain(self) -> None:
+        """Have everything answered that was accepted.
+
+        Told to end under load, Triton 2.51 refuses its front models the encoder at once, drops what they had taken, and
+        often crashes over it. A model that is unloaded takes nothing more, and is gone when it has answered everything.
+        """
+        leaving = self._processes(self._live.folder / self._config.model)
+        with ThreadPoolExecutor(1) as pool:
+            control = ModelControl(self._status.grpc_url, self._key, timeout=5.0)
+            error = pool.submit(control.unload, self._config.model).exception()
+        if error is None:
+            psutil.wait_procs(leaving, timeout=self._config.drain_timeout)
+
+    def _mark(self, what: str) -> None:
+        self._log.write(f"{LOG_MARK}{what} {_now()}\n".encode())
+
+    def _say(self, what: str) -> None:
+        line = f"{_now()} {what}"
+        self._own_log.write(f"{line}\n".encode())
+        if self._echo:
+            print(line, flush=True)
 
     def _save(self, **changes: object) -> None:
         self._status = replace(self._status, **changes)  # type: ignore[arg-type]
         self._status.save(self._config.folder)
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _name(config: ServerConfig) -> str:
+    return f"{config.model} version {config.version}"
 
 
 def main(arguments: list[str]) -> int:

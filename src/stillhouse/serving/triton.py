@@ -144,27 +144,33 @@ class Triton:
     backends: Path
     environment: dict[str, str]
 
-    def command(self, repository: Path, ports: Ports, *, shared_memory: str) -> list[str]:
-        """The command line that serves a model repository on loopback.
+    def command(
+        self, repository: Path, ports: Ports, *, models: Iterable[str], shared_memory: str, key: str
+    ) -> list[str]:
+        """The command line that serves models of a repository on loopback.
 
         Args:
             repository: a Triton model repository.
             ports: where to listen.
+            models: those to load at the start; others are loaded on demand.
             shared_memory: prefix of the names of the shared memory that the server makes, so that what a killed server
                 leaves behind can be found.
+            key: opens what administers the server, over gRPC.
         """
-        # What administers the server is closed by a key that nobody is told.
-        closed = f"shared-memory,model-repository,trace,logging:closed={secrets.token_hex(16)}"
+        # Over HTTP it is closed by a key that nobody is told.
+        closed = "shared-memory,model-repository,trace,logging:closed="
         command = [
             str(self.binary),
             f"--model-repository={repository}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in models),
             f"--backend-directory={self.backends}",
             f"--backend-config=python,shm-region-prefix-name={shared_memory}",
             "--disable-auto-complete-config",
             "--exit-timeout-secs=10",
             f"--grpc-address={LOOPBACK}",
             f"--grpc-port={ports.grpc}",
-            f"--grpc-restricted-protocol={closed}",
+            f"--grpc-restricted-protocol={closed}{key}",
             f"--allow-http={'true' if ports.http else 'false'}",
             f"--allow-metrics={'true' if ports.metrics else 'false'}",
             "--allow-gpu-metrics=false",
@@ -173,7 +179,7 @@ class Triton:
             command += [
                 f"--http-address={LOOPBACK}",
                 f"--http-port={ports.http}",
-                f"--http-restricted-api={closed}",
+                f"--http-restricted-api={closed}{secrets.token_hex(16)}",
             ]
         if ports.metrics:
             command += [f"--metrics-address={LOOPBACK}", f"--metrics-port={ports.metrics}"]
