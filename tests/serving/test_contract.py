@@ -66,12 +66,13 @@ def test_one_output_may_be_asked_for(client, known):
 
 
 def executions_with_company(client):
-    (statistics,) = client.get_inference_statistics("reviews").model_stats
+    """Calls of the encoder with more than one row; every request here has one text."""
+    (statistics,) = client.get_inference_statistics("reviews-encoder").model_stats
     return sum(s.compute_infer.count for s in statistics.batch_stats if s.batch_size > 1)
 
 
 def test_refused_text_leaves_its_neighbours_alone(client, known):
-    """Requests are sent at once until Triton has put some into one batch; each is answered for itself."""
+    """Requests are sent at once until some were put into one batch; each is answered for itself."""
     bad = {3: b"x" * 401, 5: b"broken \xff utf-8"}
     texts = [bad.get(index, TEXTS[index % len(TEXTS)]) for index in range(24)]
     before = executions_with_company(client)
@@ -95,7 +96,7 @@ def test_refused_text_leaves_its_neighbours_alone(client, known):
                 assert result.as_numpy("LABEL")[0, 0].decode() == known.labels[row]
         if executions_with_company(client) > before:
             return
-    pytest.fail("Triton never batched requests, so nothing was shown")
+    pytest.fail("no requests were ever batched, so nothing was shown")
 
 
 def test_bad_text_refuses_its_whole_request(client):
@@ -118,7 +119,7 @@ def test_predict_texts_splits_what_is_too_many(server, known):
 
 
 def test_predict_texts_explains(server):
-    with pytest.raises(InputError, match="text: the model refuses the request: the text has 401 bytes"):
+    with pytest.raises(InputError, match=r"texts\[0\]: has 401 bytes; the limit of 'reviews' is 400"):
         predict_texts(server.grpc_url, "reviews", ["x" * 401])
     with pytest.raises(InputError, match="serves no model 'nobody'"):
         predict_texts(server.grpc_url, "nobody", ["x"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -40,8 +42,13 @@ def predict(texts: Sequence[str], url: str | None, model: str | None, *, as_json
     url, model = endpoint(url, model)
     console = stdout()
     answers: list[dict[str, Any]] = []
+    asked = 0
     for block in _blocks(texts or _lines()):
-        rows = [{"text": text, **row} for text, row in zip(block, predict_texts(url, model, block), strict=True)]
+        try:
+            rows = [{"text": text, **row} for text, row in zip(block, predict_texts(url, model, block), strict=True)]
+        except InputError as error:
+            raise InputError(_counted(problem, asked) for problem in error.problems) from None
+        asked += len(block)
         if as_json:
             answers += rows
             continue
@@ -94,6 +101,14 @@ def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
     remaining = iter(texts)
     while block := list(islice(remaining, _BLOCK)):
         yield block
+
+
+def _counted(problem: Problem, asked: int) -> Problem:
+    """The problem with its place in the block, `texts[3]` or `texts[3:8]`, as a place in all texts, from 1 on."""
+    if place := re.fullmatch(r"texts\[(\d+)(?::(\d+))?\]", problem.where):
+        first = asked + int(place[1]) + 1
+        return replace(problem, where=f"texts {first} to {asked + int(place[2])}" if place[2] else f"text {first}")
+    return problem
 
 
 def _line(row: dict[str, Any]) -> Text:

@@ -79,6 +79,25 @@ def test_predict_reads_lines_in_blocks_and_keeps_blank_ones(served: list[Any]) -
     assert [len(texts) for _, _, texts in served] == [256, 46]
 
 
+def test_predict_counts_refused_texts_over_all_lines(
+    run_main: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(url: str, model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+        if "long" in texts:
+            problems = [Problem(f"texts[{texts.index('long')}]", "is long."), Problem("texts[4:8]", "odd.")]
+            raise InputError([*problems, Problem("model", "is gone.")])
+        return [{"LABEL": "g", "model_version": "3"} for _ in texts]
+
+    monkeypatch.setattr("stillhouse.client.predict_texts", answer)
+    lines = b"".join(b"fine\n" for _ in range(259)) + b"long\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert run_main("predict", *ENDPOINT) == 2
+    errors = capsys.readouterr().err
+    assert "text 260: is long." in errors
+    assert "texts 261 to 264: odd." in errors
+    assert "model: is gone." in errors
+
+
 def test_predict_names_the_line_that_is_not_utf_8(
     served: list[Any], run_main: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
