@@ -87,7 +87,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         max_text_bytes: int = 20000,
         max_batch_size: int = 64,
         max_queue_size: int = 256,
-        queue_timeout_ms: int = 1000,
+        max_wait_ms: int = 500,
+        batch_rows: int = 8,
         serving_device: str = "cpu",
         encoder_instances: int = 1,
         encoder_threads: int = 0,
@@ -164,7 +165,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             max_text_bytes: The endpoint refuses longer texts, in UTF-8 bytes.
             max_batch_size: Largest number of texts in one request.
             max_queue_size: Requests that may wait at the endpoint; one more is refused at once.
-            queue_timeout_ms: A request that waited longer at the endpoint is refused instead of answered late; 0 is no limit.
+            max_wait_ms: A request that would wait longer than this at the endpoint is refused at once; 0 is no limit.
+            batch_rows: Texts of several requests that the endpoint takes together.
             serving_device: What the endpoint computes on: cpu or gpu.
             encoder_instances: Copies of the model at the endpoint, on each GPU where there are some.
             encoder_threads: Threads of each copy on a CPU; 0 is one per core.

@@ -13,7 +13,8 @@ def package(
     max_text_bytes: int,
     max_batch_size: int,
     max_queue_size: int,
-    queue_timeout_ms: int,
+    max_wait_ms: int,
+    batch_rows: int,
     serving_device: str,
     encoder_instances: int,
     encoder_threads: int,
@@ -37,7 +38,8 @@ def package(
         max_text_bytes: Longer texts, in UTF-8 bytes, are refused before tokenising.
         max_batch_size: Largest number of texts in one request.
         max_queue_size: Requests that may wait at the endpoint; one more is refused at once.
-        queue_timeout_ms: A request that waited longer at the endpoint is refused instead of answered late; 0 is no limit.
+        max_wait_ms: A request that would wait longer than this at the endpoint is refused at once; 0 is no limit.
+        batch_rows: Texts of several requests that the endpoint takes together.
         serving_device: What the endpoint computes on: cpu or gpu.
         encoder_instances: Copies of the model at the endpoint, on each GPU where there are some.
         encoder_threads: Threads of each copy on a CPU; 0 is one per core.
@@ -64,7 +66,7 @@ def package(
     with step(f"package-{name}") as watch:
         options = ServingOptions(
             max_text_bytes=max_text_bytes, max_batch_size=max_batch_size, max_queue_size=max_queue_size,
-            queue_timeout_ms=queue_timeout_ms, serving_device=serving_device, encoder_instances=encoder_instances,
+            max_wait_ms=max_wait_ms, batch_rows=batch_rows, serving_device=serving_device, encoder_instances=encoder_instances,
             encoder_threads=encoder_threads, tensorrt=tensorrt, response_cache=response_cache,
         )  # fmt: skip
         config = PackageConfig(

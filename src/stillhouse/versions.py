@@ -20,7 +20,12 @@ __all__ = ["STEP_MODULES", "code_version", "step_versions"]
 STEP_MODULES = {
     "prepare_data": ("stillhouse.data.prepare", "stillhouse.data.demo"),
     "train": ("stillhouse.training.steps",),
-    "package": ("stillhouse.export.package", "stillhouse.tasks.front_models.text_classification"),
+    "package": (
+        "stillhouse.export.package",
+        "stillhouse.tasks.front_models.text_classification",
+        "stillhouse.tasks.front_models.batch_queue",
+        "stillhouse.tasks.front_models.request_log",
+    ),
     "evaluate": ("stillhouse.evaluation.evaluate", "stillhouse.evaluation.worker"),
 }
 """Entry modules of each kind of cached step."""

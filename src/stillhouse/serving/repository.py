@@ -2,6 +2,7 @@
 
     <served_name>/config.pbtxt            public front model: text in, the task's outputs out (Python backend)
     <served_name>/1/model.py              the task's front model, verbatim
+    <served_name>/1/*.py                  what it needs beside it: its queue, the request log
     <served_name>/1/settings.json         what it reads
     <served_name>/1/tokenizer.json
     <served_name>-encoder/config.pbtxt    token ids in, probabilities out (ONNX Runtime backend)
@@ -50,8 +51,10 @@ class ServingOptions:
     """Largest number of texts in one request, and of rows in one call of the encoder."""
     max_queue_size: int = 256
     """Requests that may wait for the model; one more is refused at once (gRPC status UNAVAILABLE)."""
-    queue_timeout_ms: int = 1000
-    """A request that waited longer than this is refused instead of answered late; 0 is no limit."""
+    max_wait_ms: int = 500
+    """A request that would have to wait longer than this for its turn is refused at once as well; 0 is no limit."""
+    batch_rows: int = 8
+    """Texts of several requests that are taken together. More are faster in all, and each waits for the slowest."""
     serving_device: str = "cpu"
     """`cpu`, or `gpu`: copies of the encoder on each GPU that the server sees."""
     encoder_instances: int = 1
@@ -70,7 +73,8 @@ class ServingOptions:
             "max_text_bytes": (1, 1_000_000, "bytes"),
             "max_batch_size": (1, 1024, "texts"),
             "max_queue_size": (1, 100_000, "requests"),
-            "queue_timeout_ms": (0, 600_000, "milliseconds"),
+            "max_wait_ms": (0, 600_000, "milliseconds"),
+            "batch_rows": (1, 1024, "texts"),
             "encoder_instances": (1, 64, "copies"),
             "encoder_threads": (0, 1024, "threads"),
         }
@@ -138,12 +142,18 @@ def write_repository(
     encoder_folder.mkdir(parents=True, exist_ok=True)
 
     shutil.copyfile(task.front_model, front_folder / "model.py")
+    for name in task.front_parts:
+        shutil.copyfile(task.front_model.with_name(name), front_folder / name)
     shutil.copyfile(tokenizer, front_folder / "tokenizer.json")
     settings = {
         "label_names": list(label_names),
         "max_length": max_length,
         "max_text_bytes": options.max_text_bytes,
         "max_batch_size": options.max_batch_size,
+        "max_queue_size": options.max_queue_size,
+        "max_wait_ms": options.max_wait_ms,
+        "batch_rows": options.batch_rows,
+        "encoder_instances": options.encoder_instances,
         "pad_id": _pad_id(tokenizer),
         "encoder": inner,
     }
@@ -208,8 +218,6 @@ def _front_config(name: str, task: Task, label_names: Sequence[str], options: Se
             "max_text_bytes": str(options.max_text_bytes),
         }.items()
     )
-    # While one batch is at work the next requests wait and are then taken together: batching without any delay. On a
-    # GPU the encoder is so fast that a second instance tokenises meanwhile.
     return f"""name: "{name}"
 backend: "python"
 max_batch_size: {options.max_batch_size}
@@ -220,16 +228,8 @@ input [
 output [
 {outputs}
 ]
-dynamic_batching {{
-  default_queue_policy {{
-    timeout_action: REJECT
-    default_timeout_microseconds: {options.queue_timeout_ms * 1000}
-    allow_timeout_override: true
-    max_queue_size: {options.max_queue_size}
-  }}
-}}
 response_cache {{ enable: {"true" if options.response_cache else "false"} }}
-instance_group [ {{ count: {2 if options.serving_device == "gpu" else 1} kind: KIND_CPU }} ]
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 {parameters}
 """
 

@@ -66,6 +66,8 @@ class Task(ABC):
     """How the class names in a fitting checkpoint's `architectures` end, for example `ForSequenceClassification`."""
     front_model: Path
     """Source of the served front model: text in, the task's outputs out."""
+    front_parts: tuple[str, ...] = ("batch_queue.py", "request_log.py")
+    """Files beside it that it needs where it is served."""
 
     @abstractmethod
     def schema(self, *, text_column: str, label_column: str) -> RowSchema:

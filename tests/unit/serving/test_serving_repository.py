@@ -24,14 +24,15 @@ def test_layout_and_contract(tmp_path):
     assert sorted(p.relative_to(triton).as_posix() for p in triton.rglob("*") if p.is_file()) == [
         "reviews-encoder/1/model.onnx",
         "reviews-encoder/config.pbtxt",
+        "reviews/1/batch_queue.py",
         "reviews/1/model.py",
+        "reviews/1/request_log.py",
         "reviews/1/settings.json",
         "reviews/1/tokenizer.json",
         "reviews/config.pbtxt",
     ]
     front = config_of(triton / "reviews" / "config.pbtxt")
     assert (front.name, front.backend, front.max_batch_size) == ("reviews", "python", 8)
-    assert front.HasField("dynamic_batching")
     assert [(i.name, i.data_type, list(i.dims)) for i in front.input] == [("TEXT", model_config_pb2.TYPE_STRING, [1])]
     assert [(o.name, o.data_type, list(o.dims)) for o in front.output] == [
         ("PROBABILITIES", model_config_pb2.TYPE_FP32, [len(LABELS)]),
@@ -51,14 +52,17 @@ def test_layout_and_contract(tmp_path):
 
 def test_front_model_is_verbatim_and_standalone(tmp_path):
     package = build_package(tmp_path / "package")
-    source = get_task("classification").front_model.read_bytes()
-    assert (package / "triton" / "reviews" / "1" / "model.py").read_bytes() == source
+    task = get_task("classification")
+    parts = {"model.py": task.front_model, **{name: task.front_model.with_name(name) for name in task.front_parts}}
     imported = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module.split(".")[0])
+    for name, path in parts.items():
+        source = path.read_bytes()
+        assert (package / "triton" / "reviews" / "1" / name).read_bytes() == source
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
     assert imported - set(sys.stdlib_module_names) == {"numpy", "tokenizers", "triton_python_backend_utils"}
 
 
@@ -71,12 +75,14 @@ def test_clients_can_read_what_they_talk_to(tmp_path):
     assert parameters["max_text_bytes"].string_value == "123"
 
 
-def test_overload_is_refused_early(tmp_path):
-    package = build_package(tmp_path / "package", max_queue_size=12, queue_timeout_ms=250)
-    policy = config_of(package / "triton/reviews/config.pbtxt").dynamic_batching.default_queue_policy
-    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
-    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (12, 250_000)
-    assert policy.allow_timeout_override
+def test_the_queue_is_the_front_models_own(tmp_path):
+    """Triton's loses requests as soon as it has limits."""
+    package = build_package(tmp_path / "package", max_queue_size=12, max_wait_ms=250, batch_rows=5, encoder_instances=2)
+    front = config_of(package / "triton/reviews/config.pbtxt")
+    assert not front.HasField("dynamic_batching")
+    assert front.instance_group[0].count == 1
+    wanted = {"max_queue_size": 12, "max_wait_ms": 250, "batch_rows": 5, "encoder_instances": 2}
+    assert wanted.items() <= settings_of(package).items()
 
 
 def test_serving_options_reach_the_configuration(tmp_path):
@@ -117,7 +123,7 @@ def test_tensorrt_knows_every_shape_that_can_come(tmp_path):
 
 
 def test_all_problems_at_once(tmp_path):
-    wrong = {"max_text_bytes": -1, "max_batch_size": 0, "max_queue_size": 0, "queue_timeout_ms": -1,
+    wrong = {"max_text_bytes": -1, "max_batch_size": 0, "max_queue_size": 0, "max_wait_ms": -1, "batch_rows": 0,
              "encoder_instances": 0, "encoder_threads": -1, "serving_device": "tpu"}  # fmt: skip
     with pytest.raises(InputError) as caught:
         build_package(tmp_path / "package", served_name="../up", max_length=0, **wrong)

@@ -1,8 +1,8 @@
 """The served front model of single-sentence classification: text in, probabilities and a label out.
 
-This file is copied as it stands into every package, as `model.py` of the public Triton model, beside `settings.json`
-and `tokenizer.json`. So it imports the standard library, numpy and tokenizers only, and Triton's own module only where
-Triton runs it.
+This file is copied as it stands into every package, as `model.py` of the public Triton model, beside `settings.json`,
+`tokenizer.json`, `batch_queue.py` and `request_log.py`. So it imports the standard library, numpy and tokenizers only,
+and Triton's own module and the files beside it only where Triton runs it.
 
     TEXT            BYTES [n, 1]   UTF-8, at most `max_text_bytes` bytes each
     PROBABILITIES   FP32  [n, c]   one column per label, rows sum to 1
@@ -17,9 +17,11 @@ import importlib
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +58,7 @@ class TextClassifier:
         self._max_batch_size = int(settings["max_batch_size"])
         self._pad_id = int(settings["pad_id"])
         self._encode = encode
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         tokenizer.enable_truncation(max_length=int(settings["max_length"]))
         tokenizer.no_padding()
 
@@ -90,7 +92,7 @@ class TextClassifier:
         probabilities = np.zeros((len(texts), len(self.label_names)), dtype=np.float32)
         if texts:
             # One call for all: the Rust side works on the texts in parallel.
-            tokens = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+            tokens = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
             for rows in self._sub_batches([len(ids) for ids in tokens]):
                 width = max(1, max(len(tokens[row]) for row in rows))
                 ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
@@ -123,60 +125,106 @@ def load(folder: Path, encode: Encode) -> TextClassifier:
     return TextClassifier(settings, Tokenizer.from_file(str(folder / "tokenizer.json")), encode)
 
 
+class _Waiting(NamedTuple):
+    """A request that waits for its turn."""
+
+    sender: Any
+    """Triton's, which takes the one response."""
+    texts: list[str]
+    request_id: str
+
+
 class TritonPythonModel:
-    """What Triton's Python backend runs. One call of `execute` is one dynamic batch of many requests."""
+    """What Triton's Python backend runs.
+
+    Triton hands over each request as it comes; it is answered from a thread that takes waiting requests in batches.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the settings and the tokenizer from the folder of this version."""
         folder = Path(args["model_repository"]) / args["model_version"]
+        sys.path.insert(0, str(folder))  # where this file and those that it comes with stand side by side
+        batch_queue = importlib.import_module("batch_queue")
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self._version = int(args["model_version"])
-        self._encoder = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["encoder"]
+        self._encoder = settings["encoder"]
         self._classifier = load(folder, self._encode)
-        self._log = self._open_log(folder, args)
+        self._classifier.tokenizer.encode("warm")
+        self._log = self._open_log(args)
+        self._full = batch_queue.QueueFull
+        self._queue = batch_queue.BatchQueue(
+            max_items=settings["max_queue_size"],
+            max_wait=settings["max_wait_ms"] / 1000,
+            batch_rows=settings["batch_rows"],
+        )
+        # One more than there are encoders: the next batch is tokenised while this one is encoded.
+        self._workers = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(settings["encoder_instances"] + 1)
+        ]
+        for worker in self._workers:
+            worker.start()
 
     def finalize(self) -> None:
-        """Write what the request log still holds."""
+        """Answer what is still waiting, and write what the request log still holds."""
+        self._queue.close()
+        for worker in self._workers:
+            worker.join()
         if self._log is not None:
             self._log.close()
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Classify the texts of all requests together, and answer each request on its own."""
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Read the requests and queue them, or refuse them at once."""
         import triton_python_backend_utils as pb_utils
 
-        texts: list[str] = []
-        places: list[slice | Any] = []  # where the request's texts stand in `texts`, or its error
         for request in requests:
+            sender = request.get_response_sender()
             try:
                 tensor = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy()
-                decoded = [self._classifier.decode(text) for text in tensor.reshape(-1).tolist()]
+                texts = [self._classifier.decode(text) for text in tensor.reshape(-1).tolist()]
+                self._queue.add(_Waiting(sender, texts, request.request_id()), len(texts))
             except TextError as error:
-                places.append(pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+                _send_error(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+            except self._full as error:
+                _send_error(sender, f"the model is overloaded: {error}", pb_utils.TritonError.UNAVAILABLE)
             except Exception as error:  # a tensor that cannot be read must not fail its neighbours
-                message = f"TEXT cannot be read: {error}"
-                places.append(pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
-            else:
-                places.append(slice(len(texts), len(texts) + len(decoded)))
-                texts.extend(decoded)
-        try:
-            probabilities, labels = self._classifier.classify(texts)
-        except Exception as error:
-            failure = pb_utils.TritonError(f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL)
-            return [
-                pb_utils.InferenceResponse(error=failure if isinstance(place, slice) else place) for place in places
-            ]
-        responses = []
-        for request, place in zip(requests, places, strict=True):
-            if not isinstance(place, slice):
-                responses.append(pb_utils.InferenceResponse(error=place))
-                continue
-            if self._log is not None and request.request_id() != self._log.PROBE_ID:
-                self._log.record(texts[place], labels[place], probabilities[place])
-            names = np.array([[label.encode()] for label in labels[place]], dtype=np.object_)
-            outputs = [pb_utils.Tensor("PROBABILITIES", probabilities[place]), pb_utils.Tensor("LABEL", names)]
-            responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
-        return responses
+                _send_error(sender, f"TEXT cannot be read: {error}", pb_utils.TritonError.INVALID_ARG)
 
-    def _open_log(self, folder: Path, args: dict[str, str]) -> Any:
+    def _work(self) -> None:
+        """Classify batch after batch, until the queue is closed and empty."""
+        import triton_python_backend_utils as pb_utils
+
+        while True:
+            batch, late = self._queue.take()
+            if not batch and not late:
+                return
+            for waiting in late:
+                _send_error(waiting.sender, "the request waited too long", pb_utils.TritonError.UNAVAILABLE)
+            texts = [text for waiting in batch for text in waiting.texts]
+            begin = time.monotonic()
+            try:
+                probabilities, labels = self._classifier.classify(texts)
+            except Exception as error:
+                for waiting in batch:
+                    _send_error(waiting.sender, f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL)
+            else:
+                row = 0
+                for waiting in batch:
+                    rows = slice(row, row + len(waiting.texts))
+                    self._answer(waiting, probabilities[rows], labels[rows])
+                    row = rows.stop
+            finally:
+                self._queue.done(len(texts), begin)
+
+    def _answer(self, waiting: _Waiting, probabilities: NDArray[np.float32], labels: list[str]) -> None:
+        import triton_python_backend_utils as pb_utils
+
+        names = np.array([[label.encode()] for label in labels], dtype=np.object_)
+        outputs = [pb_utils.Tensor("PROBABILITIES", probabilities), pb_utils.Tensor("LABEL", names)]
+        _send(waiting.sender, pb_utils.InferenceResponse(output_tensors=outputs))
+        if self._log is not None and waiting.request_id != self._log.PROBE_ID:
+            self._log.record(waiting.texts, labels, probabilities)
+
+    def _open_log(self, args: dict[str, str]) -> Any:
         """The request log; None where the server's environment asks for none.
 
         Raises:
@@ -184,7 +232,6 @@ class TritonPythonModel:
         """
         if not os.environ.get("STILLHOUSE_REQUEST_LOG"):
             return None
-        sys.path.insert(0, str(folder))  # where this file and the log's stand side by side
         module = importlib.import_module("request_log")
         return module.RequestLog(
             module.Settings.from_environment(os.environ),
@@ -195,8 +242,7 @@ class TritonPythonModel:
         )
 
     def _count_tokens(self, texts: Sequence[str]) -> list[int]:
-        tokenizer: Tokenizer = self._classifier._tokenizer
-        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))]
+        return [len(encoding.ids) for encoding in self._classifier.tokenizer.encode_batch_fast(list(texts))]
 
     def _encode(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run the encoder model inside this server."""
@@ -214,3 +260,15 @@ class TritonPythonModel:
             raise RuntimeError(response.error().message())
         # Copied: the tensor's memory is shared with the server, and goes with the response.
         return np.array(pb_utils.get_output_tensor_by_name(response, "probabilities").as_numpy(), dtype=np.float32)
+
+
+def _send(sender: Any, response: Any) -> None:
+    import triton_python_backend_utils as pb_utils
+
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _send_error(sender: Any, message: str, code: int) -> None:
+    import triton_python_backend_utils as pb_utils
+
+    _send(sender, pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)))

@@ -1,0 +1,114 @@
+"""The queue of a served model: what waits is taken in batches, and what would wait too long is refused at once.
+
+This file is copied as it stands into every package, beside `model.py`, and runs inside Triton: standard library only.
+
+Triton has such a queue (`dynamic_batching`, `default_queue_policy`), which cannot be used: as soon as its length or its
+waiting time is bounded, a request that comes just when the model is done with the last one is left alone for half a
+second, and in the long run ever fewer are taken (https://github.com/triton-inference-server/server/issues/8870).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Generic, TypeVar
+
+__all__ = ["BatchQueue", "QueueFull"]
+
+Item = TypeVar("Item")
+
+_MEMORY = 0.2
+"""Weight of the newest batch in the mean time that a row takes."""
+
+
+class QueueFull(Exception):
+    """An item would wait too long, or there are too many. The message is meant for the caller."""
+
+
+class BatchQueue(Generic[Item]):
+    """First come, first served, by batches; any number of threads may add and take.
+
+    Args:
+        max_items: items that may wait.
+        max_wait: seconds that an item may wait: one that is expected to wait longer is refused, and one that did is
+            handed out apart. 0 is no limit.
+        batch_rows: rows of one batch; an item of more rows is a batch of its own.
+    """
+
+    def __init__(self, *, max_items: int, max_wait: float, batch_rows: int) -> None:
+        self._max_items, self._max_wait, self._batch_rows = max_items, max_wait, batch_rows
+        self._waiting: deque[tuple[Item, int, float]] = deque()
+        self._rows_waiting = 0
+        self._rows_at_work = 0
+        self._seconds_per_row = 0.0
+        self._last_done = 0.0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def add(self, item: Item, rows: int) -> None:
+        """Put an item at the end.
+
+        Raises:
+            QueueFull: there is no room for it.
+        """
+        with self._changed:
+            if self._closed:
+                raise QueueFull("the model is being unloaded")
+            if len(self._waiting) >= self._max_items:
+                raise QueueFull(f"{len(self._waiting)} requests are waiting already")
+            # Half of what is at work is still to be done, on the average.
+            wait = (self._rows_waiting + self._rows_at_work / 2) * self._seconds_per_row
+            if self._max_wait and wait > self._max_wait:
+                raise QueueFull(
+                    f"it would take {1000 * wait:.0f} ms until its turn, and {1000 * self._max_wait:.0f} ms is allowed"
+                )
+            self._waiting.append((item, rows, time.monotonic()))
+            self._rows_waiting += rows
+            self._changed.notify()
+
+    def take(self) -> tuple[list[Item], list[Item]]:
+        """Wait for items, and take the next batch.
+
+        Returns:
+            The batch, and the items before it that have waited too long. Both are empty when the queue was closed and
+            nothing is left.
+        """
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            batch: list[Item] = []
+            late: list[Item] = []
+            rows, now = 0, time.monotonic()
+            while self._waiting and (not batch or rows + self._waiting[0][1] <= self._batch_rows):
+                item, count, since = self._waiting.popleft()
+                self._rows_waiting -= count
+                if self._max_wait and now - since > self._max_wait:
+                    late.append(item)
+                else:
+                    batch.append(item)
+                    rows += count
+            self._rows_at_work += rows
+            return batch, late
+
+    def done(self, rows: int, begin: float) -> None:
+        """Tell that a batch of `rows` is done, from which the waiting time of those to come is estimated.
+
+        Args:
+            rows: of the batch.
+            begin: `time.monotonic()` when it was taken.
+        """
+        with self._changed:
+            self._rows_at_work -= rows
+            now = time.monotonic()
+            if rows:
+                # With several at work what counts is how fast they are together: the time since the last one was done.
+                pace = (now - max(begin, self._last_done)) / rows
+                self._seconds_per_row += (_MEMORY if self._last_done else 1.0) * (pace - self._seconds_per_row)
+                self._last_done = now
+
+    def close(self) -> None:
+        """Take nothing more in. What waits is still handed out."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
