@@ -7,6 +7,11 @@ those that are whole are copied down at the start.
 
 Of several processes that train together, the first of all holds the lock and copies up, and the first of each node
 copies down. A path must then be on a volume that all nodes mount; of an object store each node has a copy of its own.
+An object store is not locked: two runs that train the very same thing at once overwrite each other's checkpoints.
+
+A training that has ended may not have handed its model over yet: a step's artifact is uploaded after the step, and that
+may fail. Its checkpoints are kept then, so that another attempt has nothing to train, and a mark in `finished/` says
+so; any training under the same `checkpoint_dir` removes what was marked a day ago.
 """
 
 from __future__ import annotations
@@ -14,17 +19,22 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stillhouse.errors import InputError, Problem
 from stillhouse.training import ranks
+from stillhouse.training.scale import local_path
 
 __all__ = ["CheckpointStore", "open_store"]
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)$")
+_KEY = re.compile(r"[\w-]+")
+_MARKS = "finished"
+_KEPT_S = 24 * 3600.0
 _WHOLE = "trainer_state.json"
 """The file that the trainer writes last: a checkpoint without it was cut off."""
 
@@ -36,12 +46,14 @@ class CheckpointStore:
         folder: local, or on a volume.
         remote: the URI that mirrors it, if any.
         per_node: whether each node has a folder of its own; else all see the same.
+        mark: where the end of the training is noted; empty where nothing outlives it.
     """
 
-    def __init__(self, folder: Path, remote: str = "", *, per_node: bool = False) -> None:
+    def __init__(self, folder: Path, remote: str = "", *, per_node: bool = False, mark: str = "") -> None:
         self.folder = folder
         self.remote = remote
         self.per_node = per_node
+        self._mark = mark
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, or None."""
@@ -97,8 +109,24 @@ class CheckpointStore:
             if _NAME.search(name) and filesystem.exists(f"{root}/{name}/{_WHOLE}"):
                 filesystem.get(f"{root}/{name}/", f"{self.folder / name}/", recursive=True)
 
+    def finish(self, *, handed_over: bool) -> None:
+        """Say that the training's output is complete: the checkpoints are deleted, or marked to be deleted in a day.
+
+        Nothing that goes wrong here matters to the training, so it is logged and no more.
+
+        Args:
+            handed_over: whether the output lies where it is read from.
+        """
+        try:
+            if handed_over or not self._mark:
+                self.clear()
+            else:
+                _write(self._mark, str(time.time()))
+        except Exception as error:  # of any object store
+            _log.warning("the checkpoints of a finished training could not be put in order: %s", error)
+
     def clear(self) -> None:
-        """Delete the checkpoints, once the training's output is complete."""
+        """Delete the checkpoints."""
         for path in self.folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
         if self.remote:
@@ -121,19 +149,69 @@ def open_store(checkpoint_dir: str, key: str, wait_s: float = 600.0) -> Iterator
     Raises:
         InputError: the folder cannot be written, or another process still holds it after `wait_s`.
     """
-    if not checkpoint_dir or "://" in checkpoint_dir:
+    path = local_path(checkpoint_dir)
+    root = checkpoint_dir.rstrip("/") if path is None else path.as_posix()
+    mark = f"{root}/{_MARKS}/{key}" if checkpoint_dir else ""
+    if not checkpoint_dir or path is None:
         with ranks.scratch("stillhouse-checkpoints-") as folder:
-            remote = f"{checkpoint_dir.rstrip('/')}/{key}" if checkpoint_dir else ""
-            store = CheckpointStore(folder, remote, per_node=True)
+            remote = f"{root}/{key}" if checkpoint_dir else ""
+            store = CheckpointStore(folder, remote, per_node=True, mark=mark)
+            if remote and ranks.is_main():
+                _remove_finished(root, key)
             if ranks.is_node_main():
                 store.pull()
             ranks.barrier()
             yield store
         return
-    folder = Path(checkpoint_dir).expanduser() / key
+    folder = path / key
     with _held(folder, checkpoint_dir, wait_s) if ranks.is_main() else nullcontext():
+        if ranks.is_main():
+            _remove_finished(root, key)
         ranks.barrier()
-        yield CheckpointStore(folder)
+        yield CheckpointStore(folder, mark=mark)
+
+
+def _write(uri: str, text: str) -> None:
+    import fsspec
+
+    if (path := local_path(uri)) is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    filesystem, name = fsspec.core.url_to_fs(uri)
+    filesystem.pipe_file(name, text.encode())
+
+
+def _remove_finished(root: str, key: str) -> None:
+    """Delete what trainings left that ended long enough ago. That of `key` begins now, so it has not ended."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(root)
+        filesystem.invalidate_cache()
+        marks = filesystem.ls(f"{path}/{_MARKS}", detail=False) if filesystem.exists(f"{path}/{_MARKS}") else []
+    except Exception as error:  # of any object store; what there is to be said of it, the training will say
+        _log.warning("the marks of finished trainings in %s cannot be read: %s", root, error)
+        return
+    for mark in marks:
+        name = str(mark).rpartition("/")[2]
+        try:
+            if name == key:
+                filesystem.rm(mark)
+            elif _KEY.fullmatch(name) and time.time() - float(filesystem.cat_file(mark)) > _KEPT_S:
+                if (folder := local_path(root)) is not None:
+                    _remove_from_volume(folder / name)
+                elif filesystem.exists(f"{path}/{name}"):
+                    filesystem.rm(f"{path}/{name}", recursive=True)
+                filesystem.rm(mark)
+        except Exception as error:  # or another training did the same; the next one comes here too
+            _log.warning("the checkpoints of %s, which has finished, were not removed: %s", name, error)
+
+
+def _remove_from_volume(folder: Path) -> None:
+    from filelock import FileLock
+
+    if folder.is_dir():
+        with FileLock(folder / "lock", timeout=0):  # a training that holds it has not ended
+            CheckpointStore(folder).clear()
 
 
 @contextmanager

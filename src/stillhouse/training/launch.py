@@ -10,7 +10,8 @@ Under Kubeflow Trainer the step only starts, watches and ends a TrainJob, and th
   than suspended: it holds GPUs for a run that nobody waits for, and what it learnt is in the checkpoints, from which a
   later run continues.
 - Inputs and outcome lie in `<checkpoint_dir>/trainjobs/<name>`, which is removed whenever the step ends with the job at
-  an end.
+  an end, or before there was one.
+- What cannot be cleaned up is logged. It takes no result away, and hides no error.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.artifacts import ModelManifest, digest_json
 from stillhouse.errors import InputError, TrainingError
 from stillhouse.progress import Step
 from stillhouse.training.config import DistillConfig, FinetuneConfig
 from stillhouse.training.manifest import RUN_LABEL, train_job
-from stillhouse.training.scale import ScaleConfig, in_cluster
+from stillhouse.training.scale import ScaleConfig, in_cluster, local_path
 from stillhouse.training.staging import MANIFESTS, Place, Work
 from stillhouse.training.trainjob import State, TrainJobs
 
@@ -134,7 +135,8 @@ def train_under_trainer(
     settings = {**dataclasses.asdict(work.config), "nodes": work.nodes, "processes": work.processes}
     run = pod["metadata"].get("labels", {}).get(RUN_LABEL) or pod["metadata"]["uid"]
     name = f"stillhouse-{work.config.name}-{digest_json([run, settings, dict(work.inputs)])[:12]}"
-    place = Place(f"{scale.checkpoint_dir.rstrip('/')}/trainjobs/{name}")
+    root = local_path(scale.checkpoint_dir) or scale.checkpoint_dir.rstrip("/")
+    place = Place(f"{root}/trainjobs/{name}")
     manifest = train_job(pod, name=name, place=place.uri, scale=scale, runtime=jobs.runtime())
     with _terminable():
         try:
@@ -145,17 +147,12 @@ def train_under_trainer(
                 if state != "absent":
                     jobs.delete(name)
                     jobs.wait_until_gone(name)
-                place.remove()
-                for role, folder in inputs.items():
-                    place.put(role, folder)
-                place.write("work.json", work.to_json())
-                jobs.create(manifest)
+                _start(jobs, manifest, place, work, inputs)
                 _log.info("TrainJob %s/%s started", jobs.namespace, name)
             state = _follow(jobs, name, place, step, poll_s)
         except (SystemExit, KeyboardInterrupt):
             _log.warning("the step is being ended; deleting TrainJob %s", name)
-            jobs.delete(name)
-            place.remove()
+            _clean_up(lambda: jobs.delete(name), place.remove)
             raise
         try:
             if state == "failed":
@@ -166,9 +163,31 @@ def train_under_trainer(
             place.get("model", output_dir)
         finally:
             if state != "failed":
-                jobs.delete(name)
-            place.remove()
+                _clean_up(lambda: jobs.delete(name))
+            _clean_up(place.remove)
     return ModelManifest.load(output_dir)
+
+
+def _start(jobs: TrainJobs, manifest: dict[str, Any], place: Place, work: Work, inputs: dict[str, Path]) -> None:
+    """Lay the inputs out, and create the job; without a job, nothing of them stays."""
+    try:
+        place.remove()
+        for role, folder in inputs.items():
+            place.put(role, folder)
+        place.write("work.json", work.to_json())
+        jobs.create(manifest)
+    except Exception:
+        # It may be there all the same, where only the answer was lost.
+        _clean_up(lambda: jobs.delete(manifest["metadata"]["name"]), place.remove)
+        raise
+
+
+def _clean_up(*actions: Callable[[], None]) -> None:
+    for action in actions:
+        try:
+            action()
+        except Exception as error:  # of the cluster or of any object store
+            _log.warning("what the training needed could not be cleaned up: %s", error)
 
 
 def _follow(jobs: TrainJobs, name: str, place: Place, step: Step, poll_s: float) -> State:

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.training.scale import ScaleConfig
+from stillhouse.training.scale import ScaleConfig, local_path
 
 __all__ = ["MANAGER", "NODE", "RUN_LABEL", "step_container", "train_job"]
 
@@ -56,7 +56,7 @@ def train_job(
     """
     spec, container = pod["spec"], step_container(pod)
     volumes, mounts = _volumes(spec, container)
-    if "://" not in place and not _is_shared(place, volumes, mounts):
+    if (path := local_path(place)) and not _is_shared(path.as_posix(), volumes, mounts):
         what = f"{place!r} is on no volume of the step, and the machines that train meet there."
         raise InputError(Problem("checkpoint_dir", what, "Name a folder on a mounted volume, or an object-store URI."))
     resources = _resources(container, scale)

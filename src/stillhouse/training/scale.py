@@ -6,18 +6,28 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import Problem
 
-__all__ = ["ScaleConfig", "in_cluster"]
+__all__ = ["CPU", "ScaleConfig", "in_cluster", "local_path", "toleration_problems"]
 
-_CPU = re.compile(r"[1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*|[1-9][0-9]*m")
+CPU = re.compile(r"[1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*|[1-9][0-9]*m")
 _MEMORY = re.compile(r"[1-9][0-9]*(\.[0-9]+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?")
 _RESOURCE = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _TOLERATION_FIELDS = {"key", "operator", "value", "effect", "tolerationSeconds"}
 _OPERATORS = ("Equal", "Exists")
+_READ_ONLY = ("http", "https", "data", "github", "git", "zip", "tar", "hub", "demo")
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+
+
+def local_path(location: str) -> Path | None:
+    """The path that a location names, plainly or as `file://`; None for the URI of an object store."""
+    scheme, separator, rest = location.partition("://")
+    if not separator:
+        return Path(location).expanduser()
+    return Path(rest) if scheme.lower() in ("file", "local") else None
 
 
 def in_cluster() -> bool:
@@ -68,7 +78,7 @@ class ScaleConfig:
             if value < least:
                 found.append(Problem(name, f"{value} is too small.", f"Give a whole number from {least}."))
         for name, text, form, example in (
-            ("train_cpu", self.train_cpu, _CPU, "2 or 500m"),
+            ("train_cpu", self.train_cpu, CPU, "2 or 500m"),
             ("train_memory", self.train_memory, _MEMORY, "8Gi"),
             ("gpu_type", self.gpu_type, _RESOURCE, "nvidia.com/gpu"),
         ):
@@ -79,23 +89,44 @@ class ScaleConfig:
             if not key or not isinstance(label, str):
                 what = f"the label {key!r} has the value {label!r}."
                 found.append(Problem("node_selector", what, 'Write text for both, as in {"pool": "gpu"}.'))
-        found += [problem for toleration in self.tolerations for problem in _toleration_problems(toleration)]
+        found += [problem for toleration in self.tolerations for problem in toleration_problems(toleration)]
         if self.distributed and not self.checkpoint_dir:
             what = "is empty, and a training on several GPUs or machines meets there."
             found.append(Problem("checkpoint_dir", what, "Give an object-store URI, or a path on a shared volume."))
+        found += _checkpoint_problems(self.checkpoint_dir)
         return found
 
     def machine_problems(self) -> list[Problem]:
-        """What the machine lacks that this runs on, where that is no cluster."""
+        """What the machine lacks that this runs on: of GPUs only where that is no cluster."""
+        if found := _checkpoint_problems(self.checkpoint_dir, installed=True):
+            return found
         if in_cluster() or not self.distributed:
             return []
         if self.num_nodes > 1:
             what = f"{self.num_nodes} machines take a cluster with Kubeflow Trainer, and this is a single machine."
             return [Problem("num_nodes", what, "Give 1, or submit the pipeline to a cluster.")]
-        if (found := _gpus_here()) < self.gpus_per_node:
-            what = f"{self.gpus_per_node} GPUs are asked for, and this machine has {found}."
-            return [Problem("gpus_per_node", what, f"Give at most {found}, or submit the pipeline to a cluster.")]
+        if (present := _gpus_here()) < self.gpus_per_node:
+            what = f"{self.gpus_per_node} GPUs are asked for, and this machine has {present}."
+            return [Problem("gpus_per_node", what, f"Give at most {present}, or submit the pipeline to a cluster.")]
         return []
+
+
+def _checkpoint_problems(location: str, *, installed: bool = False) -> list[Problem]:
+    """What is wrong with the scheme of a checkpoint folder; `installed` asks for its client too."""
+    if not location or local_path(location) is not None:
+        return []
+    import fsspec
+
+    scheme = location.partition("://")[0]
+    remedy = "Give a path, s3:// or gs://."
+    if scheme in _READ_ONLY or scheme not in fsspec.available_protocols():
+        return [Problem("checkpoint_dir", f"checkpoints cannot be kept at {scheme}://.", remedy)]
+    if installed:
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ImportError as error:
+            return [Problem("checkpoint_dir", f"{scheme}:// takes a package that is not installed: {error}.", remedy)]
+    return []
 
 
 def _gpus_here() -> int:
@@ -106,7 +137,7 @@ def _gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def _toleration_problems(toleration: Any) -> list[Problem]:
+def toleration_problems(toleration: Any) -> list[Problem]:
     """Everything wrong with one toleration; see Toleration v1 core in the Kubernetes API."""
     where = "tolerations"
     if not isinstance(toleration, Mapping):

@@ -125,7 +125,10 @@ class Place:
 
     def raise_failure(self, otherwise: TrainingError) -> None:
         """Raise what was reported as the reason of a failure, or else the given error."""
-        found = self.read("failure.json")
+        try:
+            found = self.read("failure.json")
+        except Exception:  # of any object store
+            found = None
         if not found:
             raise otherwise
         if found["problems"]:

@@ -7,6 +7,7 @@ no references to secrets, and cannot read a job whose pods ask for GPUs of some 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,8 @@ class TrainJobs:
     def __init__(self, config: KubernetesBackendConfig | None = None) -> None:
         from kubeflow.trainer import TrainerClient
 
+        # It warns in many lines where it may not read the installed version, which nothing here needs.
+        logging.getLogger("kubeflow.trainer.backends.kubernetes.backend").setLevel(logging.ERROR)
         self._client = TrainerClient(config)
         backend: Any = self._client.backend
         self._objects, self._core, self.namespace = backend.custom_api, backend.core_api, backend.namespace
@@ -154,6 +157,7 @@ class TrainJobs:
     def last_lines(self, name: str) -> list[str]:
         """The last lines that the job's pods wrote, those of pods that failed first; what can be had of them."""
         from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
 
         lines: list[str] = []
         try:
@@ -165,7 +169,7 @@ class TrainJobs:
                 lines += [f"[{pod.metadata.name}] {line}" for line in log.splitlines()]
                 if pod.status.phase == "Failed":
                     break  # the first that failed tells why; the others were ended with it
-        except ApiException as error:
+        except (ApiException, HTTPError) as error:
             lines.append(f"(no logs: {_reason(error)})")
         return lines
 

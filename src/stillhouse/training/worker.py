@@ -17,6 +17,7 @@ from stillhouse.training.staging import Place, Work, reporting
 
 __all__ = ["main"]
 
+_log = logging.getLogger(__name__)
 _INTERVAL_S = 5.0
 
 
@@ -33,7 +34,10 @@ class _Reporter(Step):
         now = time.monotonic()
         if done >= total or now - self._written >= _INTERVAL_S:
             self._written = now
-            self._place.write("progress.json", {"done": done, "total": total, "note": note})
+            try:
+                self._place.write("progress.json", {"done": done, "total": total, "note": note})
+            except Exception as error:  # of any object store; a training does not end for want of an onlooker
+                _log.warning("how far the training is could not be told: %s", error)
 
 
 def main(place_uri: str, folder: Path) -> None:

@@ -99,6 +99,8 @@ class KubernetesApi:
         self.trainer: Callable[[dict[str, Any]], None] = lambda job: None
         self.refusal: tuple[int, str] | None = None
         """Status and message with which a creation is answered."""
+        self.deletion_refusal: tuple[int, str] | None = None
+        """The same for a deletion."""
         self.outages = 0
         """So many requests are answered with status 500."""
         self.slow_deletion = False
@@ -167,6 +169,8 @@ class KubernetesApi:
             case ["apis", "trainer.kubeflow.org", "v1alpha1", "namespaces", "team", "trainjobs", name]:
                 if name not in self.jobs:
                     return failure(404, f'trainjobs "{name}" not found')
+                if method == "DELETE" and self.deletion_refusal:
+                    return failure(*self.deletion_refusal)
                 if method == "DELETE" and self.slow_deletion:
                     self.slow_deletion = False
                     self.jobs[name]["metadata"]["deletionTimestamp"] = NOW

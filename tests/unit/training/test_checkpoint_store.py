@@ -46,6 +46,48 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
         pass
 
 
+@pytest.mark.parametrize("root", ["{folder}", "file://{folder}", "memory://finished-trainings"])
+def test_what_may_not_be_handed_over_yet_is_kept_for_a_day(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import fsspec
+
+    root = root.format(folder=tmp_path)
+    filesystem, path = fsspec.core.url_to_fs(root)
+    (tmp_path / "checkpoint-1").mkdir()  # of nobody's
+    monkeypatch.chdir(tmp_path)
+
+    def kept() -> list[str]:
+        return sorted(str(found).rpartition("/")[2] for found in filesystem.glob(f"{path}/teacher-1/checkpoint-*"))
+
+    def train(key: str, *, handed_over: bool = False) -> Path | None:
+        with open_store(root, key) as store:
+            found = store.latest()
+            if found is None:
+                write_checkpoint(store.folder, 5)
+                store.push()
+            store.finish(handed_over=handed_over)
+            return found
+
+    assert train("teacher-1") is None
+    assert train("teacher-1").name == "checkpoint-5"  # another attempt has nothing to train
+    train("student-1")
+    assert kept() == ["checkpoint-5"]
+    for name in filesystem.ls(f"{path}/finished", detail=False):
+        filesystem.pipe_file(name, b"0.0")  # long ago
+    if root.startswith("memory"):
+        train("student-1")
+    else:
+        with FileLock(tmp_path / "teacher-1" / "lock"):  # another attempt has begun
+            train("student-1")
+        assert kept() == ["checkpoint-5"]
+        train("student-1")
+    assert kept() == []
+    assert [str(name).rpartition("/")[2] for name in filesystem.ls(f"{path}/finished", detail=False)] == ["student-1"]
+    train("albert-1", handed_over=True)
+    assert not filesystem.glob(f"{path}/albert-1/checkpoint-*")
+    assert (tmp_path / "checkpoint-1").is_dir()
+    assert not (tmp_path / "file:").exists()
+
+
 def test_an_object_store_mirrors_whole_checkpoints_only():
     import fsspec
 

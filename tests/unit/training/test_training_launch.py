@@ -245,6 +245,31 @@ def test_waiting_for_machines_is_told(launch: Any, kubernetes: Any, tmp_path: Pa
     assert f"waiting for machines: {reason}" in [json.loads(line).get("note") for line in events.open()]
 
 
+@pytest.mark.parametrize("outcome", ["Complete", "Failed"])
+def test_what_cannot_be_cleaned_up_changes_no_outcome(
+    launch: Any, kubernetes: Any, tmp_path: Path, bucket: str, outcome: str, monkeypatch: pytest.MonkeyPatch
+):
+    def end(job: dict[str, Any]) -> None:
+        place = place_of(job)
+        place.put("model", write_model(tmp_path / "made"))
+        place.write("failure.json", {"message": "the GPU fell off", "problems": []})
+        kubernetes.deletion_refusal = (403, "not yours")
+        monkeypatch.setattr(Place, "remove", refuse)
+        kubernetes.set_condition(job["metadata"]["name"], outcome)
+
+    def refuse(place: Place) -> None:
+        raise PermissionError("the bucket's policy")
+
+    kubernetes.trainer = end
+    if outcome == "Failed":
+        with pytest.raises(TrainingError, match="the GPU fell off"):
+            launch()
+    else:
+        assert launch().metrics == {"accuracy": 0.5}
+    monkeypatch.undo()
+    Place(f"{bucket}/{tmp_path.name}").remove()
+
+
 def test_a_job_deleted_from_outside_ends_the_step(launch: Any, kubernetes: Any, bucket: str):
     kubernetes.trainer = lambda job: kubernetes.jobs.clear()
     with pytest.raises(TrainingError, match="deleted while it ran"):
@@ -252,11 +277,15 @@ def test_a_job_deleted_from_outside_ends_the_step(launch: Any, kubernetes: Any, 
     assert not left(bucket)
 
 
-def test_refusals_of_the_cluster_say_what_was_wanted(launch: Any, kubernetes: Any, monkeypatch: pytest.MonkeyPatch):
+def test_refusals_of_the_cluster_say_what_was_wanted(
+    launch: Any, kubernetes: Any, monkeypatch: pytest.MonkeyPatch, bucket: str, caplog: pytest.LogCaptureFixture
+):
     message = 'trainjobs.trainer.kubeflow.org is forbidden: User "default-editor" cannot create resource "trainjobs"'
     kubernetes.refusal = (403, message)
     with pytest.raises(TrainingError, match=r"could not create the TrainJob stillhouse-teacher-\w+: .*forbidden"):
         launch()
+    assert not left(bucket)  # the inputs were for that job
+    assert "kubeflow-trainer-public" not in caplog.text  # which the stand-in has not, and nobody needs
     monkeypatch.setattr("stillhouse.training.trainjob.RUNTIME", "other")
     with pytest.raises(TrainingError, match=r"training runtime 'other' cannot be read.*not found"):
         launch()
@@ -275,3 +304,28 @@ def test_several_machines_are_refused_where_there_is_one(dataset: Path, tmp_path
 def test_on_a_cluster_there_may_be_several(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KFP_POD_NAME", "step")
     assert ScaleConfig(num_nodes=2, gpus_per_node=8).machine_problems() == []
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("file:///checkpoints", ""),
+        ("s3://bucket/x", ""),
+        ("s4://bucket/x", "cannot be kept at s4://"),
+        ("https://host/x", "cannot be kept at https://"),
+    ],
+)
+def test_checkpoints_go_where_files_can_be_written(location: str, words: str):
+    found = ScaleConfig(checkpoint_dir=location).problems()
+    assert " ".join(map(str, found)).count(words) == 1 if words else not found
+
+
+def test_a_place_that_cannot_be_written_ends_no_training(caplog: pytest.LogCaptureFixture):
+    from stillhouse.training.worker import _Reporter
+
+    class Full:
+        def write(self, name: str, value: Any) -> None:
+            raise OSError("no space")
+
+    _Reporter("finetune-teacher", Full()).progress(1, 1)
+    assert "no space" in caplog.text

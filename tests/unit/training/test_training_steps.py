@@ -99,6 +99,24 @@ def test_texts_longer_than_the_models_positions_are_refused(dataset: Path, tmp_p
         steps.finetune(config, dataset_dir=dataset, output_dir=tmp_path / "x")
 
 
+@pytest.mark.parametrize("on_a_cluster", [True, False])
+def test_checkpoints_outlive_a_training_whose_model_is_uploaded_after_it(
+    on_a_cluster: bool, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    if on_a_cluster:
+        monkeypatch.setenv("KFP_POD_NAME", "step")
+    caplog.set_level("INFO", "stillhouse")
+    made = []
+    for attempt in ("first", "second"):
+        config = finetune_config(epochs=0.5, checkpoint_dir=f"file://{tmp_path}/checkpoints")
+        steps.finetune(config, dataset_dir=dataset, output_dir=tmp_path / attempt)
+        made.append(ModelManifest.load(tmp_path / attempt))
+    assert made[0].files["model.safetensors"] == made[1].files["model.safetensors"]
+    assert made[0].metrics == made[1].metrics
+    assert ("continuing from" in caplog.text) is on_a_cluster
+    assert bool(list(tmp_path.glob("checkpoints/*/checkpoint-*"))) is on_a_cluster
+
+
 TRAIN = """
 import logging
 import sys
