@@ -16,7 +16,8 @@ from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.export.config import PackageConfig
 from stillhouse.models.checkpoints import check_reference
 from stillhouse.progress import Step
-from stillhouse.registry import MlflowRegistry, RegisterConfig, RegisteredChampion
+from stillhouse.redaction import holds_credentials
+from stillhouse.registry import LOCK_SUFFIX, MlflowRegistry, RegisterConfig, RegisteredChampion
 from stillhouse.serving.repository import ServingOptions
 from stillhouse.tasks import TASKS, get_task
 from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
@@ -91,7 +92,10 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
         parameters: the pipeline's.
         checkpoints: also look the checkpoints up, which takes a model hub.
     """
-    p = parameters
+    found = _credential_problems(parameters)
+    # No message repeats what holds a password.
+    hidden = {problem.where for problem in found}
+    p = {**parameters, **{name: value for name, value in _HARMLESS.items() if name in hidden}}
     common = {
         name: p[name]
         for name in ("batch_size", "gradient_accumulation_steps", "max_length", "warmup_ratio", "weight_decay",
@@ -106,6 +110,7 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
     )
     checks: list[Callable[[], list[Problem]]] = [
         lambda: data_config(p).problems(),
+        lambda: _name_problems(p["model_name"]),
         *(
             FinetuneConfig(
                 name=role,
@@ -157,13 +162,36 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
         RegisterConfig(model_name=p["model_name"], tracking_uri=p["tracking_uri"], experiment=p["experiment"]).problems,
         scale_config(p).problems,
     ]
-    found: list[Problem] = []
     for check in checks:
         try:
             found.extend(check())
         except InputError as error:
             found.extend(error.problems)
     return list(dict.fromkeys(found))
+
+
+_HARMLESS = {"data": "demo://reviews", "validation_data": "", "test_data": "", "checkpoint_dir": "s3://hidden"}
+"""Locations that a parameter may hold, and what stands in for them."""
+
+
+def _credential_problems(parameters: Mapping[str, Any]) -> list[Problem]:
+    """Locations that hold a password: parameters are logged, and shown to everyone."""
+    remedy = (
+        "Leave it out: credentials come from the environment, such as AWS_ACCESS_KEY_ID; on a cluster from a secret "
+        "(docs/operations.md)."
+    )
+    return [
+        Problem(name, "holds a user's name or password, and parameters are shown to everyone.", remedy)
+        for name in _HARMLESS
+        if holds_credentials(str(parameters.get(name) or ""))
+    ]
+
+
+def _name_problems(model_name: str) -> list[Problem]:
+    if not model_name.endswith(LOCK_SUFFIX):
+        return []
+    what = f"{model_name!r} is a name by which the registry keeps deployments apart."
+    return [Problem("model_name", what, f"Choose one that does not end in {LOCK_SUFFIX}.")]
 
 
 def run_digest(parameters: Mapping[str, Any], fingerprint: str, versions: Mapping[str, str]) -> str:
@@ -180,12 +208,13 @@ def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> I
     """
     found = parameter_problems(parameters) + scale_config(parameters).machine_problems()
     fingerprint = ""
-    try:
-        report = inspect_source(data_config(parameters), step=step)
-        found.extend(report.problems)
-        fingerprint = report.fingerprint
-    except InputError as error:
-        found.extend(error.problems)
+    if not _credential_problems(parameters):
+        try:
+            report = inspect_source(data_config(parameters), step=step)
+            found.extend(report.problems)
+            fingerprint = report.fingerprint
+        except InputError as error:
+            found.extend(error.problems)
     champion = None
     if not {"tracking_uri", "model_name"} & {problem.where for problem in found}:
         try:

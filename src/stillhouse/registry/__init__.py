@@ -1,12 +1,13 @@
 """The model registry: what was chosen becomes a version in MLflow, with its lineage."""
 
 from stillhouse.registry.champion import fetch_champion
-from stillhouse.registry.lock import DeployLock, LockBusy
+from stillhouse.registry.lock import LOCK_SUFFIX, DeployLock, LockBusy
 from stillhouse.registry.mlflow_registry import MlflowRegistry, RegisteredChampion
 from stillhouse.registry.register import RegisterConfig, RegisteredVersion
 from stillhouse.registry.run_record import OUTCOMES, RunRecord
 
 __all__ = [
+    "LOCK_SUFFIX",
     "OUTCOMES",
     "DeployLock",
     "LockBusy",

@@ -25,8 +25,10 @@ from stillhouse.registry.tracking import registry_errors
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["LEASE_SECONDS", "DeployLock", "LockBusy"]
+__all__ = ["LEASE_SECONDS", "LOCK_SUFFIX", "DeployLock", "LockBusy"]
 
+LOCK_SUFFIX = ".deploy-lock"
+"""Ending of the name that a queue is registered by; no model is named so."""
 LEASE_SECONDS = 120.0
 """Age from which a ticket that nobody renewed is taken for a dead process's."""
 _HOLDER = "stillhouse.holder"
@@ -57,7 +59,7 @@ class DeployLock:
     def __init__(self, connection: Connection, name: str, holder: str, *, lease_s: float = LEASE_SECONDS) -> None:
         self._connection = connection
         self._client = connection.client()
-        self._queue = f"{name}.deploy-lock"
+        self._queue = f"{name}{LOCK_SUFFIX}"
         self._holder = holder
         self._lease_s = lease_s
         self._ticket: str | None = None

@@ -108,9 +108,10 @@ def uri_problems(uri: str, *, shown: bool = True) -> list[Problem]:
         remedy = "Give sqlite:///PATH/mlflow.db, or the http(s):// address of an MLflow server."
         found.append(Problem("tracking_uri", f"{redact(used, used)!r} is not the address of a model registry.", remedy))
     try:
-        password = urlsplit(uri).password
+        parts = urlsplit(uri)
+        password = parts.password or "password=" in parts.query
     except ValueError:
-        password = None
+        password = False
     if shown and password:
         remedy = f"Put it into the environment variable {TRACKING_VARIABLE}, from a secret, and leave this empty."
         found.append(Problem("tracking_uri", "holds a password, and parameters are shown to everyone.", remedy))

@@ -44,7 +44,7 @@ def test_every_parameter_that_will_not_do_is_named(source: Path):
         "distill_layers": "x", "distill_temperature": 0.0, "precisions": "int4", "max_text_bytes": 0,
         "policy": "best", "min_retention": 0.0, "quality_metric": "bleu", "model_name": "a/b", "deploy_target": "moon",
         "tracking_uri": "ftp://x", "experiment": " ", "promotion": "sometimes", "significance": 1.5,
-        "deploy_conflict": "fight",
+        "deploy_conflict": "fight", "checkpoint_dir": "s4://bucket",
     }  # fmt: skip
     with pytest.raises(InputError) as caught:
         inspect_run(parameters(source, **wrong))
@@ -52,6 +52,21 @@ def test_every_parameter_that_will_not_do_is_named(source: Path):
     assert all(problem.what for problem in caught.value.problems)
     # Each is said once, although several steps share it.
     assert len(caught.value.problems) == len({str(p) for p in caught.value.problems})
+
+
+def test_passwords_have_no_place_in_a_parameter(source: Path):
+    secret = "s3://AKIA:hunter2/x@bucket/rows"
+    wrong = {"data": secret, "validation_data": secret, "test_data": "https://hunter2@host/x", "checkpoint_dir": secret,
+             "tracking_uri": "postgresql://host/db?password=hunter2"}  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        inspect_run(parameters(source, **wrong, policy="best"))
+    assert {problem.where for problem in caught.value.problems} == {*wrong, "policy"}
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_model_is_not_named_as_the_registry_s_queues_are(source: Path):
+    with pytest.raises(InputError, match="does not end in .deploy-lock"):
+        inspect_run(parameters(source, model_name="reviews.deploy-lock"))
 
 
 def test_parameters_and_source_are_reported_together(source: Path):
