@@ -6,6 +6,7 @@ takes the model repository that NVIDIA's native backend takes, and reads the par
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -16,16 +17,27 @@ import numpy as np
 import onnxruntime
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: those of its affinity, or its container's share of time where that is less."""
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, max(1, int(quota) // int(period)))  # `max` is no number: no limit
+    return cores
+
+
 class TritonPythonModel:
     """One instance of one ONNX model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open a session on `model.onnx`, with `intra_op_thread_count` threads, or one per core it may run on."""
+        """Open a session on `model.onnx`, with `intra_op_thread_count` threads, or its share of the cores."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"]
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0)) or len(os.sched_getaffinity(0))
+        instances = sum(group.get("count", 1) for group in config.get("instance_group", [{}]))
+        threads = int(parameters.get("intra_op_thread_count", 0))
+        options.intra_op_num_threads = threads or max(1, usable_cores() // max(1, instances))
         options.inter_op_num_threads = 1
         # The cores are shared with the server and with the front model: waiting threads sleep and do not spin.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -54,6 +66,8 @@ class TritonPythonModel:
             try:
                 feed = {
                     name: np.concatenate([inputs[index][place] for index in members])
+                    if len(members) > 1
+                    else inputs[members[0]][place]
                     for place, name in enumerate(self._inputs)
                 }
                 outputs = self._session.run(self._outputs, feed)
