@@ -23,23 +23,7 @@ T = TypeVar("T")
 
 
 class _Settings:
-    """What both clients take.
-
-    Args:
-        url: `host:port` of the gRPC endpoint.
-        model: name of the public model.
-        timeout: seconds for each request, its retries included; a list of many requests may take longer as a whole.
-        retries: how often a request that the server did not take (UNAVAILABLE) is sent again, after growing pauses; 0
-            for never. Retries of one client are bounded to a tenth of its requests, with ten in reserve.
-        batch_size: texts in one request; None for as many as the model takes.
-        concurrency: requests of one list under way at once.
-        tls: encrypts the connection, and says who calls (mTLS); None for a connection in the clear.
-        balance: spread requests over all addresses of the host name, as of a headless service.
-        keepalive: seconds of silence after which a connection that owes an answer is tested.
-
-    Raises:
-        InputError: something is wrong with these values; all of it is told. No connection is made yet.
-    """
+    """What both clients are made with, which `Client` tells."""
 
     def __init__(
         self,
@@ -77,10 +61,23 @@ class _Settings:
 
 
 class Client(_Settings):
-    """Asks a served model; threads may share one. `help(Client.__init__)` tells its settings.
+    """Asks a served model; threads may share one. It connects when it is first asked, and not before.
 
-    Every method raises:
-        InputError: the model refuses a text, which is named as `texts[index]`, or there is no such model.
+    Args:
+        url: `host:port` of the gRPC endpoint.
+        model: name of the public model.
+        timeout: seconds for each request, its retries included; a list of many requests may take longer as a whole.
+        retries: how often a request that the server did not take (UNAVAILABLE) is sent again, after growing pauses; 0
+            for never. Retries of one client are bounded to a tenth of its requests, with ten in reserve.
+        batch_size: texts in one request; None for as many as the model takes.
+        concurrency: requests of one list under way at once.
+        tls: encrypts the connection, and says who calls (mTLS); None for a connection in the clear.
+        balance: spread requests over all addresses of the host name, as of a headless service.
+        keepalive: seconds of silence after which a connection that owes an answer is tested.
+
+    Raises:
+        InputError: something is wrong with these values; all of it is told. From the methods: the model refuses a
+            text, which is named as `texts[index]`, or there is no such model.
         ServerUnavailable: nobody answers, also not after the retries.
         Overloaded: the server turned the request away, also after the retries.
         DeadlineExceeded: `timeout` was over.

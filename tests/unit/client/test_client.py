@@ -44,6 +44,7 @@ def test_a_long_list_is_split_and_answered_in_order(serve, predict):
 def test_a_label_s_probability_goes_by_its_name(serve, predict):
     (answer,) = predict(serve(ServedTexts()), ["xx"])
     assert answer.label == "good"
+    assert answer.probability == pytest.approx(0.8)
     assert answer.probabilities == pytest.approx({"bad": 0.1, "fair": 0.1, "good": 0.8})
 
 
@@ -180,6 +181,15 @@ def test_the_deadline_bounds_retries_too(serve, predict):
     assert 2 <= len(model.requests) <= 6
 
 
+def test_a_retry_gets_only_what_is_left_of_the_time(serve, predict):
+    model = ServedTexts()
+    model.failures = [(grpc.StatusCode.UNAVAILABLE, "going down")]
+    model.delay = 0.3
+    with pytest.raises(DeadlineExceeded):
+        predict(serve(model), ["x"], timeout=0.5)
+    assert len(model.requests) == 2
+
+
 def test_retries_do_not_multiply_an_overload(serve):
     model = ServedTexts()
     url = serve(model)
@@ -191,7 +201,7 @@ def test_retries_do_not_multiply_an_overload(serve):
             with pytest.raises(Overloaded):
                 client.predict_one("x")
     # 40 requests, ten retries in reserve, and one more for each ten requests.
-    assert 50 <= len(model.requests) <= 54
+    assert 52 <= len(model.requests) <= 54
 
 
 def test_nobody_answers(predict):

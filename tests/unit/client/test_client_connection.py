@@ -168,11 +168,13 @@ class Relay:
             one.close()
 
 
-def test_keepalive_finds_a_connection_that_fell_silent(serve):
+@pytest.mark.parametrize("idle", [0, 0.6], ids=["while gRPC measures bandwidth", "while it does not"])
+def test_keepalive_finds_a_connection_that_fell_silent(serve, idle):
     relay = Relay(serve(ServedTexts()))
     try:
-        with Client(relay.url, "reviews", timeout=20, retries=0, keepalive=0.3) as client:
+        with Client(relay.url, "reviews", timeout=8, retries=0, keepalive=0.3) as client:
             assert client.predict_one("x").label == "fair"
+            time.sleep(idle)
             relay.silent.set()
             begin = time.monotonic()
             with pytest.raises(ServerUnavailable):
