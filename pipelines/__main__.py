@@ -10,12 +10,13 @@ import logging
 import sys
 from pathlib import Path
 
-from stillhouse.cli.output import print_error
+from stillhouse.cli.output import print_problems
 from stillhouse.errors import InputError, StillhouseError
-from stillhouse.pipelines.compiling import compiled_yaml, load_cluster
+from stillhouse.pipelines.compiling import cluster_defaults, compiled_yaml
 from stillhouse.pipelines.local import end_with_parent, fail, local_defaults, run_locally
 from stillhouse.pipelines.parameters import arguments_for
 from stillhouse.pipelines.remote.commands import COMMANDS, add_commands, run_command
+from stillhouse.pipelines.remote.runs import submission_problems
 
 
 def main() -> int:
@@ -59,17 +60,17 @@ def main() -> int:
 
 def _compile(cluster_name: str, preset: str, settings: list[str]) -> int:
     """Print the pipeline, compiled for a cluster; without a preset, it takes the cluster's."""
-    try:
-        cluster = load_cluster(cluster_name)
-        defaults, problems = arguments_for(
-            preset or cluster.preset, settings, cluster=cluster.defaults(), complete=False
-        )
-        if problems:
-            raise InputError(problems)
-        sys.stdout.write(compiled_yaml(cluster, defaults))
-    except StillhouseError as error:
-        print_error(error)
-        return error.exit_code
+    cluster, _, problems = cluster_defaults(cluster_name)
+    defaults, wrong = arguments_for(preset or cluster.preset, settings, cluster=cluster.defaults(), complete=False)
+    problems += wrong
+    known = {problem.where for problem in problems}
+    # These two may be left for each run to give.
+    later = {name for name in ("data", "checkpoint_dir") if not defaults.get(name)}
+    problems += [p for p in submission_problems(defaults) if p.where not in known | later]
+    if problems:
+        print_problems(problems)
+        return InputError.exit_code
+    sys.stdout.write(compiled_yaml(cluster, defaults))
     return 0
 
 

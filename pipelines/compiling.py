@@ -11,10 +11,27 @@ from typing import Any
 
 from kfp import compiler
 
-from stillhouse.pipelines.placement import Cluster, cluster_names, load_cluster
+from stillhouse.errors import Problem
+from stillhouse.pipelines.cluster_files import cluster_names, load_cluster, read_cluster
+from stillhouse.pipelines.parameters import arguments_for, preset_names
+from stillhouse.pipelines.placement import Cluster
 from stillhouse.pipelines.train_and_deploy import define
 
-__all__ = ["Cluster", "cluster_names", "compiled_yaml", "load_cluster"]
+__all__ = ["Cluster", "cluster_defaults", "cluster_names", "compiled_yaml", "load_cluster"]
+
+
+def cluster_defaults(name: str) -> tuple[Cluster, dict[str, Any], list[Problem]]:
+    """A cluster, the defaults of the parameters there, and everything wrong with its file, which is left out of both."""
+    cluster, problems = read_cluster(name)
+    if cluster.preset not in preset_names():
+        remedy = f"Choose one of: {', '.join(preset_names())}."
+        problems.append(Problem(f"{name}: preset", f"{cluster.preset!r} is unknown.", remedy))
+        cluster = cluster.model_copy(update={"preset": "base"})
+    defaults, wrong = arguments_for(cluster.preset, [], cluster=cluster.defaults(), complete=False)
+    problems += [Problem(f"{name}: parameters.{p.where}", p.what, p.remedy) for p in wrong]
+    left_out = {problem.where for problem in wrong}
+    sound = {key: value for key, value in cluster.parameters.items() if key not in left_out}
+    return cluster.model_copy(update={"parameters": sound}), defaults, problems
 
 
 def compiled_yaml(cluster: Cluster, defaults: Mapping[str, Any]) -> str:

@@ -88,7 +88,8 @@ def arguments_for(
     Args:
         preset: name of a preset.
         settings: what goes before the preset.
-        cluster: values that go before the preset, and after the settings.
+        cluster: values of a cluster, which go before the preset, and after the settings. A preset that deploys on this
+            machine deploys nothing there.
         complete: whether every parameter without a default must be given.
     """
     known = parameters()
@@ -99,6 +100,8 @@ def arguments_for(
     except InputError as error:
         found.extend(error.problems)
         given = read_preset("demo")  # so that the rest can be checked without reaching for a hub
+    if cluster is not None and given.get("deploy_target") == "local":
+        given = {**given, "deploy_target": "none"}
     texts: dict[str, Any] = {**given, **(cluster or {})}
     for setting in settings:
         name, equals, text = setting.partition("=")

@@ -7,21 +7,19 @@ parameters of the pipeline, whose defaults the file may set.
 
 from __future__ import annotations
 
-import importlib.resources
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from kfp import dsl, kubernetes
 from kfp.dsl.pipeline_channel import extract_pipeline_channels_from_any
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from stillhouse import __version__
 from stillhouse.components import images
-from stillhouse.errors import InputError, Problem
+from stillhouse.training.scale import CPU, toleration_problems
 
-__all__ = ["Cluster", "cluster_names", "load_cluster"]
+__all__ = ["PARTS", "STEPS", "TRAINING", "Cluster"]
 
 CACHE_MOUNT = "/cache"
 CHECKPOINTS_MOUNT = "/checkpoints"
@@ -37,21 +35,55 @@ STEPS = (
     "deploy",
     "notify",
 )  # fmt: skip
-_TRAINING = ("finetune", "distill")
+TRAINING = ("finetune", "distill")
 _DOWNLOADING = ("inspect_source", "prepare_data", "finetune")
 """Steps that read from a model hub."""
 
 
-def _known_step(name: str) -> str:
-    if name not in STEPS:
-        raise ValueError(f"{name!r} is not a step; there are: {', '.join(STEPS)}")
-    return name
+def _matching(pattern: str | re.Pattern[str], kind: str, example: str) -> AfterValidator:
+    """Takes text of one form; its error holds what is wrong, and what to write."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{text!r} is not {kind}.", f"Write it as {example}.")
+        return text
+
+    return AfterValidator(check)
 
 
-Step = Annotated[str, AfterValidator(_known_step)]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+def _one_of(names: Iterable[str], kind: str) -> AfterValidator:
+    known = tuple(names)
+
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"{name!r} is not {kind}.", f"There are: {', '.join(known)}.")
+        return name
+
+    return AfterValidator(check)
+
+
+def _written(value: Any) -> Any:
+    """A number as text: YAML reads `cpu: 2` as one, and all else takes text."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Step = Annotated[str, _one_of(STEPS, "a step")]
+Cpu = Annotated[str, BeforeValidator(_written), _matching(CPU, "a number of CPUs", "2 or 500m")]
+# kfp takes whole numbers alone.
+Memory = Annotated[
+    str,
+    BeforeValidator(_written),
+    _matching(r"[1-9][0-9]*(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?", "an amount of memory", "2Gi or 512Mi"),
+]
+Name = Annotated[
+    str, Field(max_length=253), _matching(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "a Kubernetes name", "hub-token")
+]
+Claim = Annotated[str, _matching(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?", "the name of a claim", "hub-cache")]
+Variable = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable", "HF_TOKEN")]
+Registry = Annotated[
+    str, _matching(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*/?", "an image registry", "registry.example.com/team")
+]
+Tag = Annotated[str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", "the tag of an image", '"1.0"')]
 
 
 class _Part(BaseModel):
@@ -63,9 +95,9 @@ class _Part(BaseModel):
 class Images(_Part):
     """Where the container images are pulled from."""
 
-    registry: str = images.REGISTRY
+    registry: Registry = images.REGISTRY
     """Registry and path in front of the images' names."""
-    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")] = __version__
+    tag: Tag = __version__
     """This release's, where it is not given."""
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: list[Name] = []
@@ -82,9 +114,9 @@ class Secret(_Part):
 class Volumes(_Part):
     """Persistent volume claims that exist; empty mounts none."""
 
-    cache: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    cache: Claim = ""
     """Keeps hub downloads, at `/cache`."""
-    checkpoints: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    checkpoints: Claim = ""
     """Keeps resumable checkpoints, at `/checkpoints`, and makes that the default of `checkpoint_dir`."""
 
 
@@ -96,6 +128,12 @@ class Toleration(_Part):
     value: str = ""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
     tolerationSeconds: int | None = None
+
+    @model_validator(mode="after")
+    def _tolerates_something(self) -> Toleration:
+        for problem in toleration_problems(self.model_dump(exclude_unset=True)):
+            raise ValueError(problem.what, problem.remedy)
+        return self
 
 
 class TrainingNodes(_Part):
@@ -110,9 +148,9 @@ class TrainingNodes(_Part):
 class StepSettings(_Part):
     """One step's pod. Of the steps that train, CPU and memory are parameters of the pipeline."""
 
-    cpu: Quantity = "1"
+    cpu: Cpu = "1"
     """CPUs requested; there is no limit, so that idle cores can be used."""
-    memory: Quantity = "2Gi"
+    memory: Memory = "2Gi"
     """Memory requested, which is also the limit."""
     retries: int = Field(default=2, ge=0, le=20)
     backoff_seconds: int = Field(default=30, ge=0)
@@ -135,7 +173,7 @@ class Cluster(_Part):
     secrets: list[Secret] = []
     volumes: Volumes = Volumes()
     training_nodes: TrainingNodes = TrainingNodes()
-    steps: dict[Literal["default"] | Step, StepSettings] = {}
+    steps: dict[Annotated[str, _one_of(("default", *STEPS), "a step")], StepSettings] = {}
     """Settings by step; `default` is for the steps, and the fields, that are not named."""
 
     def settings(self, step: str) -> StepSettings:
@@ -155,8 +193,8 @@ class Cluster(_Part):
             step = task.component_spec.name.replace("-", "_")
             self._apply_image(task)
             self._apply_environment(task, step)
-            self._apply_settings(task, self.settings(step), training if step in _TRAINING else None)
-            if step in _TRAINING:
+            self._apply_settings(task, self.settings(step), training if step in TRAINING else None)
+            if step in TRAINING:
                 self._apply_nodes(task, training)
 
     def _apply_image(self, task: dsl.PipelineTask) -> None:
@@ -177,7 +215,7 @@ class Cluster(_Part):
         if self.volumes.cache and step in _DOWNLOADING:
             kubernetes.mount_pvc(task, self.volumes.cache, CACHE_MOUNT)
             task.set_env_variable("HF_HOME", f"{CACHE_MOUNT}/huggingface")
-        if self.volumes.checkpoints and step in _TRAINING:
+        if self.volumes.checkpoints and step in TRAINING:
             kubernetes.mount_pvc(task, self.volumes.checkpoints, CHECKPOINTS_MOUNT)
 
     @staticmethod
@@ -216,38 +254,13 @@ class Cluster(_Part):
         return {**mounted, **self.parameters}
 
 
-def cluster_names() -> list[str]:
-    """Names of the clusters that come with this release."""
-    folder = importlib.resources.files("stillhouse.pipelines") / "clusters"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_cluster(name: str) -> Cluster:
-    """A cluster by the name of one that comes with this release, or by the path of a YAML file.
-
-    Raises:
-        InputError: there is no such cluster, or with everything that is wrong in the file.
-    """
-    if name in cluster_names():
-        text = (importlib.resources.files("stillhouse.pipelines") / "clusters" / f"{name}.yaml").read_text("utf-8")
-    else:
-        try:
-            text = Path(name).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            remedy = f"Choose one of: {', '.join(cluster_names())}, or give the path of a file like them."
-            raise InputError(Problem("--cluster", f"{name!r} cannot be read: {reason}.", remedy)) from None
-    try:
-        body = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        what = "is not YAML: " + " ".join(str(error).split())
-        raise InputError(Problem(name, what, "Correct the file.")) from None
-    if not isinstance(body, dict):
-        raise InputError(Problem(name, "is not a mapping.", "See `stillhouse compile --help` for an example."))
-    try:
-        return Cluster.model_validate(body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False)
-        raise InputError(
-            Problem(f"{name}: {'.'.join(str(part) for part in fault['loc'])}", f"{fault['msg']}.") for fault in faults
-        ) from None
+PARTS: Mapping[str, type[BaseModel]] = {
+    "": Cluster,
+    "images": Images,
+    "secrets": Secret,
+    "volumes": Volumes,
+    "training_nodes": TrainingNodes,
+    "training_nodes.tolerations": Toleration,
+    "steps": StepSettings,
+}
+"""What describes each part of a cluster's file."""

@@ -20,6 +20,7 @@ from stillhouse.pipelines.remote.connection import Api, Connection, connection
 from stillhouse.pipelines.remote.plans import plan
 from stillhouse.pipelines.remote.uploads import Compiled, Uploaded, compile_for, pipeline_spec, upload
 from stillhouse.progress import emit
+from stillhouse.redaction import redacted
 from stillhouse.registry import MlflowRegistry
 from stillhouse.state import TRACKING_VARIABLE
 
@@ -107,15 +108,9 @@ def _connection(options: argparse.Namespace, found: list[Problem]) -> Connection
         return None
 
 
-def _compile(options: argparse.Namespace, settings: list[str], found: list[Problem]) -> Compiled | None:
+def _compile(options: argparse.Namespace, settings: list[str], found: list[Problem]) -> Compiled:
     """The pipeline and its arguments; everything wrong with them goes to `found`."""
-    try:
-        compiled, problems = compile_for(
-            options.cluster, preset=options.preset, settings=settings, name=options.pipeline
-        )
-    except InputError as error:
-        found += error.problems
-        return None
+    compiled, problems = compile_for(options.cluster, preset=options.preset, settings=settings, name=options.pipeline)
     found += problems
     known = {problem.where for problem in problems}
     found += [p for p in runs.submission_problems(compiled.arguments) if p.where not in known]
@@ -126,7 +121,7 @@ def _submit(options: argparse.Namespace) -> None:
     found: list[Problem] = []
     place = _connection(options, found)
     compiled = _compile(options, options.settings, found)
-    if found or place is None or compiled is None:
+    if found or place is None:
         raise InputError(found)
     api = Api(place)
     uploaded = upload(api, compiled)
@@ -171,7 +166,7 @@ def _announce(api: Api, run: Any, *, uploaded: Uploaded | None, experiment: str,
         "kubeflow_run": run.run_id,
         "kubeflow_run_name": run.display_name,
         "kubeflow_link": runs.run_link(api, run.run_id),
-        "parameters": dict(parameters),
+        "parameters": redacted(dict(parameters)),
     }
     if uploaded is not None:
         values |= {
@@ -193,13 +188,15 @@ def _follow(api: Api, run_id: str, text: str, arguments: Mapping[str, Any], opti
 
 def _fetch(run_id: str, tracking_uri: str, destination: Path) -> None:
     """Report the run's evaluation and model version, or why they are not at hand."""
-    if not tracking_uri and not os.environ.get(TRACKING_VARIABLE):
+    # The run's own parameter may be an address that only the cluster knows.
+    address = os.environ.get(TRACKING_VARIABLE) or tracking_uri
+    if not address:
         what = f"{TRACKING_VARIABLE} is not set here, so the run's figures are not at hand."
         emit("run", "result", values={"evaluation_absent": what})
         return
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     try:
-        record = MlflowRegistry(tracking_uri).run_record(run_id, destination)
+        record = MlflowRegistry(address).run_record(run_id, destination)
     except (RegistryError, InputError) as error:
         emit("run", "result", values={"evaluation_absent": str(error)})
         return
@@ -252,7 +249,7 @@ def _create_schedule(options: argparse.Namespace, place: Connection | None, foun
     found += problems
     # Left alone, it should cost next to nothing where nothing has changed; what is given explicitly comes later, and wins.
     compiled = _compile(options, ["skip_unchanged=true", *options.settings], found)
-    if found or place is None or times is None or compiled is None:
+    if found or place is None or times is None:
         raise InputError(found)
     api = Api(place)
     existing = [one for one in schedules.listed(api) if one.name == options.name]

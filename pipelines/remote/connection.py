@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,14 @@ _TOKEN_PATH_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"  # as kfp calls it
 _TOKEN_PATH = "/var/run/secrets/kubeflow/pipelines/token"
 _IN_CLUSTER = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 
+_TLS_REMEDIES = {
+    "Hostname mismatch": "Its certificate is for another name: give the address by that name.",
+    "IP address mismatch": "Its certificate is for another name: give the address by that name.",
+    "CERTIFICATE_VERIFY_FAILED": "Its certificate is not trusted: give the authority's with --ca-certificate.",
+    "WRONG_VERSION_NUMBER": "It does not speak TLS: give the port that does, or an address with http://.",
+    "RECORD_LAYER_FAILURE": "It does not speak TLS: give the port that does, or an address with http://.",
+}
+"""What to do, by a sign in OpenSSL's words; the first that is found."""
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _PAGE = 100
@@ -91,8 +100,8 @@ def connection(
         mounted = mounted or (_TOKEN_PATH if Path(_TOKEN_PATH).is_file() else "")
     found += _endpoint_problems(endpoint)
     ca_certificate = ca_certificate or env.get(CA_VARIABLE, "")
-    if ca_certificate and not Path(ca_certificate).is_file():
-        found.append(Problem("--ca-certificate", f"there is no file {ca_certificate!r}.", "Give a PEM file."))
+    if ca_certificate:
+        found += _authority_problems(ca_certificate)
     token = _secret("--token-file", token_file, TOKEN_VARIABLE, env, found)
     cookie = _secret("--cookie-file", cookie_file, COOKIE_VARIABLE, env, found)
     if cookie and not re.match(r"[!#-+\-.0-9A-Z^-z|~]+=", cookie):
@@ -122,13 +131,29 @@ def _endpoint_problems(endpoint: str) -> list[Problem]:
     except ValueError:
         valid = False
     if not valid:
-        what = "is not the address of a server." if "@" in endpoint else f"{endpoint!r} is not the address of a server."
+        # What follows may be a secret, as may all of it.
+        shown = re.split(r"[?#]", endpoint, maxsplit=1)[0]
+        what = "is not the address of a server." if "@" in shown else f"{shown!r} is not the address of a server."
+        if shown != endpoint:
+            what = what if "@" in shown else f"{shown!r} is followed by a query or fragment."
         return [
             Problem("--endpoint", what, "Write https://HOST[:PORT]/PATH; for a whole Kubeflow the path is /pipeline.")
         ]
     if "@" in parts.netloc:
         remedy = f"Leave them out, and set {TOKEN_VARIABLE} or {COOKIE_VARIABLE}."
         return [Problem("--endpoint", "holds a user's name or password.", remedy)]
+    return []
+
+
+def _authority_problems(path: str) -> list[Problem]:
+    if not Path(path).is_file():
+        return [Problem("--ca-certificate", f"there is no file {path!r}.", "Give a PEM file.")]
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        return [Problem("--ca-certificate", f"{path!r} holds no certificate.", "Give a PEM file.")]
+    except OSError as error:
+        return [Problem("--ca-certificate", f"{path!r} cannot be read: {error.strerror}.", "Give a PEM file.")]
     return []
 
 
@@ -236,11 +261,11 @@ class Api:
         where, begin = self.connection.endpoint, f"Could not {doing}: "
         status = getattr(error, "status", 0) or 0
         if not status:
-            text = self._hidden(str(getattr(error, "reason", "") or error))
-            if "CERTIFICATE_VERIFY_FAILED" in text:
-                remedy = "Its certificate is not trusted: give the authority's with --ca-certificate."
-                return StillhouseError(f"{begin}{where} cannot be reached safely. {remedy}")
-            why = "it did not answer in time" if "timed out" in text.lower() else _brief(text)
+            why = self._hidden(_cause(error))
+            for sign, remedy in _TLS_REMEDIES.items():
+                if sign in why:
+                    return StillhouseError(f"{begin}{where} cannot be reached safely. {remedy}")
+            why = "it did not answer in time" if "timed out" in why.lower() else why
             remedy = "Is the address right, and reachable from here?"
             return UnreachableError(f"{begin}{where} cannot be reached ({why}). {remedy}")
         said = self._hidden(_message(error.body))
@@ -252,7 +277,7 @@ class Api:
             remedy = "Check --namespace, and ask its owner for the right to."
             return StillhouseError(f"{begin}{where} does not allow it{namespace} (403){said and f': {said}'}. {remedy}")
         if status == 404:
-            if not said:
+            if said.lower() in ("", "not found"):  # a gateway's words; of what it lacks, Kubeflow says which
                 return StillhouseError(f"{begin}there is no Kubeflow Pipelines API at {where} (404). Check --endpoint.")
             return NotFoundError(f"{begin}{said}")
         if status in (429, 502, 503, 504):
@@ -278,6 +303,13 @@ def _message(body: Any) -> str:
     return " ".join(str(text).split()).rstrip(".")[:500]
 
 
-def _brief(text: str) -> str:
-    """The end of urllib3's chain of causes."""
-    return re.sub(r"<[^<>]*>", "", text).rstrip("')\" ").rsplit(": ", 1)[-1][:200] or "no answer"
+def _cause(error: BaseException) -> str:
+    """What lies at the bottom of urllib3's chain of causes, in one line."""
+    while True:
+        inner = [getattr(error, "reason", None), *error.args, error.__cause__]
+        below = next((one for one in inner if isinstance(one, BaseException)), None)
+        if below is None:
+            break
+        error = below
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:200]

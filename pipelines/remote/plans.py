@@ -67,8 +67,9 @@ def plan(
     found: list[Problem] = []
     cluster = _zone("--cluster-time-zone", cluster_time_zone or "UTC", found)
     zone = _zone("--time-zone", time_zone or cluster_time_zone or "UTC", found)
-    begin = _moment("--start", start, zone, found)
-    finish = _moment("--end", end, zone, found)
+    # Whatever the zone, what is no time at all can be told.
+    begin = _moment("--start", start, zone or ZoneInfo("UTC"), found)
+    finish = _moment("--end", end, zone or ZoneInfo("UTC"), found)
     if finish and finish <= (begin or now):
         found.append(Problem("--end", f"{end} is not after the start.", "Give a later time."))
     if not 1 <= max_concurrency <= _LIMIT:
@@ -77,11 +78,10 @@ def plan(
     if bool(cron) == bool(every):
         what = "both a cron expression and an interval are given." if cron else "nothing says when."
         found.append(Problem("--cron, --every", what, "Give one of them, such as --cron '0 6 * * 1' or --every 6h."))
-        return None, found
     seconds, parsed, shifted = 0, None, None
     if every:
         seconds = _interval(every, found)
-    else:
+    if cron:
         try:
             parsed = Cron.parse(cron)
         except ValueError as error:
@@ -119,8 +119,8 @@ def _zone(option: str, name: str, found: list[Problem]) -> ZoneInfo | None:
         return None
 
 
-def _moment(option: str, text: str, zone: ZoneInfo | None, found: list[Problem]) -> datetime | None:
-    if not text or zone is None:
+def _moment(option: str, text: str, zone: ZoneInfo, found: list[Problem]) -> datetime | None:
+    if not text:
         return None
     try:
         # Python 3.10 does not know Z.

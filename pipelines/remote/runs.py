@@ -14,7 +14,9 @@ from stillhouse.pipelines.local import LocalSteps
 from stillhouse.pipelines.remote.connection import Api, NotFoundError, UnreachableError
 from stillhouse.pipelines.remote.uploads import Uploaded
 from stillhouse.progress import emit
+from stillhouse.redaction import redacted
 from stillhouse.registry.tracking import uri_problems
+from stillhouse.training.scale import local_path
 
 __all__ = ["create_run", "experiment_id", "follow", "get_run", "run_link", "submission_problems"]
 
@@ -36,14 +38,15 @@ def submission_problems(arguments: Mapping[str, Any]) -> list[Problem]:
         value = str(arguments.get(name, "")).strip()
         if value and ("://" not in value or value.startswith(("file://", "hub:///"))):
             remedy = "Upload it, and give s3://, gs:// or https://; or hub://OWNER/NAME."
-            found.append(Problem(name, f"{value!r} is on this machine, and steps run elsewhere.", remedy))
+            found.append(Problem(name, f"{redacted(value)!r} is on this machine, and steps run elsewhere.", remedy))
     for name in _CHECKPOINTS:
         value = str(arguments.get(name, ""))
         if value and "://" not in value and not PurePosixPath(value).is_absolute():
             remedy = "Give hub://OWNER/NAME, or an absolute path on a volume that the cluster's file mounts."
             found.append(Problem(name, f"{value!r} is on this machine, and steps run elsewhere.", remedy))
     folder = str(arguments.get("checkpoint_dir", ""))
-    if folder and "://" not in folder and not PurePosixPath(folder).is_absolute():
+    path = local_path(folder)
+    if folder and path is not None and not path.is_absolute():
         remedy = "Give s3:// or gs://, or an absolute path on a volume that the cluster's file mounts."
         found.append(Problem("checkpoint_dir", f"{folder!r} is on this machine, and steps run elsewhere.", remedy))
     uri = str(arguments.get("tracking_uri", ""))
@@ -89,13 +92,21 @@ def _host(uri: str) -> str:
 
 
 def experiment_id(api: Api, name: str) -> str:
-    """The experiment of that name in the namespace, created if it is not there."""
+    """The experiment of that name in the namespace, created if it is not there.
+
+    Raises:
+        InputError: it is archived.
+    """
     listed = api.pages(
         "look for the experiment", api.experiments.experiment_service_list_experiments, "experiments", **api.namespace
     )
-    for experiment in listed:
-        if experiment.display_name == name and str(experiment.storage_state) != "ARCHIVED":
-            return str(experiment.experiment_id)
+    found = {str(one.storage_state): str(one.experiment_id) for one in listed if one.display_name == name}
+    archived = found.pop("ARCHIVED", "")
+    if found:
+        return next(iter(found.values()))
+    if archived:  # the name is taken all the same
+        remedy = "Restore it in the user interface, or give another name."
+        raise InputError(Problem("--experiment", f"{name!r} is archived, and takes no runs.", remedy))
     body = kfp_server_api.V2beta1Experiment(display_name=name, **api.namespace)
     created = api.call("create the experiment", api.experiments.experiment_service_create_experiment, body)
     return str(created.experiment_id)
@@ -175,6 +186,7 @@ def follow(
             continue
         reporter.report(run)
         if run.state in _ENDED:
+            emit("run", "result", values={"kubeflow_state": run.state})
             break
         pause(interval)
     if run.state == "SUCCEEDED":

@@ -14,6 +14,7 @@ from stillhouse.pipelines.remote.connection import Api
 from stillhouse.pipelines.remote.cron import Cron
 from stillhouse.pipelines.remote.plans import Plan, interval_words
 from stillhouse.pipelines.remote.runs import experiment_id
+from stillhouse.redaction import redacted
 
 __all__ = ["Schedule", "create", "delete", "find", "listed", "pause", "resume", "with_last_run"]
 
@@ -56,7 +57,7 @@ class Schedule:
 
     def document(self, *, parameters: bool = True) -> dict[str, Any]:
         """For `--json`."""
-        body = asdict(self)
+        body = {**asdict(self), "parameters": redacted(self.parameters)}
         if not parameters:
             del body["parameters"]
         return body

@@ -15,9 +15,10 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from stillhouse import __version__
 from stillhouse.errors import InputError, Problem, StillhouseError
-from stillhouse.pipelines.compiling import compiled_yaml, load_cluster
+from stillhouse.pipelines.compiling import cluster_defaults, cluster_names, compiled_yaml
 from stillhouse.pipelines.parameters import arguments_for, read_preset
 from stillhouse.pipelines.remote.connection import Api
+from stillhouse.pipelines.train_and_deploy import train_and_deploy
 
 __all__ = ["Compiled", "Uploaded", "compile_for", "pipeline_spec", "upload"]
 
@@ -31,7 +32,7 @@ class Compiled:
     name: str
     """Of the pipeline on Kubeflow: one for each cluster, or the latest version for one were run on another."""
     text: str
-    """IR YAML."""
+    """IR YAML; empty where something is wrong."""
     arguments: dict[str, Any]
     """Every parameter's value in this run."""
     changed: dict[str, Any]
@@ -67,15 +68,8 @@ def compile_for(
         preset: goes before the cluster's own; empty takes that.
         settings: `key=value`, which go before both.
         name: of the pipeline on Kubeflow; empty derives it from the cluster's.
-
-    Raises:
-        InputError: the cluster, or what it says, is at fault.
     """
-    cluster = load_cluster(cluster_name)
-    defaults, wrong = arguments_for(cluster.preset, [], cluster=cluster.defaults(), complete=False)
-    if wrong:
-        raise InputError(Problem(f"{cluster_name}: parameters.{p.where}", p.what, p.remedy) for p in wrong)
-    problems: list[Problem] = []
+    cluster, defaults, problems = cluster_defaults(cluster_name)
     try:
         read_preset(preset or cluster.preset)
     except InputError as error:
@@ -83,10 +77,14 @@ def compile_for(
         preset = ""  # so that the rest can still be checked
     arguments, wrong = arguments_for(preset or cluster.preset, settings or [], cluster=cluster.defaults())
     problems += wrong
-    text = compiled_yaml(cluster, defaults)
-    name = name or f"{pipeline_spec(text).pipeline_info.name}-{_slug(cluster_name)}"
+    slug = _slug(cluster_name)
+    if not name and slug in cluster_names() and cluster_name not in cluster_names():
+        what = f"{Path(cluster_name).name} would be uploaded as the pipeline of the release's own cluster {slug}."
+        problems.append(Problem("--cluster", what, "Name the file otherwise, or give --pipeline."))
+    name = name or f"{train_and_deploy.pipeline_spec.pipeline_info.name}-{slug}"
     if not _NAME.fullmatch(name):
         problems.append(Problem("--pipeline", f"{name!r} is not a name.", "Use a-z, 0-9 and hyphens, at most 100."))
+    text = "" if problems else compiled_yaml(cluster, defaults)
     changed = {key: value for key, value in arguments.items() if key not in defaults or defaults[key] != value}
     return Compiled(name=name, text=text, arguments=arguments, changed=changed), problems
 

@@ -1,5 +1,6 @@
 """Each setting of a cluster reaches the executor or the platform spec of the steps that it is for."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from stillhouse.errors import InputError
-from stillhouse.pipelines.compiling import cluster_names, compiled_yaml, load_cluster
+from stillhouse.pipelines.compiling import cluster_defaults, cluster_names, compiled_yaml, load_cluster
 from stillhouse.pipelines.placement import STEPS
 
 CUSTOM = """
@@ -178,25 +179,68 @@ def test_the_release_s_clusters_need_nothing_that_may_be_absent(name: str):
         assert all(secret["optional"] for secret in config.get("secretAsEnv", ()))
 
 
+WRONG = {
+    "volumes: {cahce: x}": ("volumes.cahce", "Did you mean cache? There are: cache, checkpoints."),
+    "volums: {}": ("volums", "Did you mean volumes?"),
+    "steps: {evalute: {cpu: 1}}": ("steps.evalute", "'evalute' is not a step."),
+    "steps: {evaluate: {cpu: 2Gi}}": ("steps.evaluate.cpu", "'2Gi' is not a number of CPUs."),
+    "steps: {evaluate: {memory: 500m}}": ("steps.evaluate.memory", "'500m' is not an amount of memory."),
+    "steps: {evaluate: {memory: 1.5Gi}}": ("steps.evaluate.memory", "'1.5Gi' is not an amount of memory."),
+    "steps: {evaluate: {retries: -1}}": ("steps.evaluate.retries", "-1 is too small. Give at least 0."),
+    "steps: {evaluate: {retries: some}}": ("steps.evaluate.retries", "'some' is not a whole number."),
+    "steps: {evaluate: 3}": ("steps.evaluate", "3 is not a mapping."),
+    "steps: {finetune: {cpu: 4}}": ("steps.finetune.cpu", "has no effect. Set parameters.train_cpu."),
+    "steps: {distill: {memory: 4Gi}}": ("steps.distill.memory", "has no effect. Set parameters.train_memory."),
+    "environment: {DEBUG: 1}": ("environment.DEBUG", "1 is not text. Write it in quotes."),
+    "environment: {A-B: x}": ("environment.A-B", "'A-B' is not the name of a variable."),
+    "images: {tag: 2.0}": ("images.tag", "2.0 is not text. Write it in quotes."),
+    "images: {registry: ''}": ("images.registry", "'' is not an image registry."),
+    "images: {pull_policy: always}": ("images.pull_policy", "Choose 'Always', 'IfNotPresent' or 'Never'."),
+    "secrets: [{name: Bad_Name, variables: [A], steps: [deploy]}]": (
+        "secrets.0.name",
+        "'Bad_Name' is not a Kubernetes",
+    ),
+    "secrets: [{name: a, variables: [], steps: [fine]}]": ("secrets.0.variables", "is empty. Name at least one."),
+    "secrets: [{name: a, steps: [deploy]}]": ("secrets.0.variables", "is not given."),
+    "training_nodes: {tolerations: [{}]}": ("training_nodes.tolerations.0", "there is no key to compare."),
+    "training_nodes: {tolerations: [{effects: x}]}": ("training_nodes.tolerations.0.effects", "Did you mean effect?"),
+    "preset: base\npreset: small": ("line 2", "'preset' stands there a second time."),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG.items(), ids=[said[0] for said in WRONG.values()])
+def test_what_is_wrong_in_a_file_is_said_in_plain_words(tmp_path: Path, text: str, said: tuple[str, str]):
+    path = tmp_path / "ours.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_cluster(str(path))
+    where, words = said
+    # Each once, and no word of the library that found it.
+    (problem,) = [p for p in error.value.problems if p.where == f"{path}: {where}"]
+    assert words in str(problem)
+    assert not re.search("pydantic|Input should|input_|Value error|String", str(error.value))
+
+
 def test_everything_wrong_in_a_file_is_reported_at_once(tmp_path: Path):
     path = tmp_path / "ours.yaml"
     path.write_text(
-        "volumes: {cahce: x}\nsteps: {evaluate: {cpu: lots, retries: -1}, evalute: {cpu: '1'}}\n"
-        "secrets: [{name: Bad_Name, variables: [A], steps: [fine]}]\n"
+        "volumes: {cahce: x}\nsteps: {evaluate: {cpu: lots, retries: -1}, finetune: {cpu: 1}}\n"
+        "secrets: [{name: Bad_Name, variables: [A], steps: [fine]}]\npreset: huge\nparameters: {sed: 1, seed: x}\n"
     )
-    with pytest.raises(InputError) as error:
-        load_cluster(str(path))
-    where = " ".join(problem.where for problem in error.value.problems)
-    for part in (
-        "volumes.cahce",
-        "evaluate.cpu",
-        "evaluate.retries",
-        "steps.evalute",
-        "secrets.0.name",
-        "secrets.0.steps",
-    ):
-        assert part in where
-    assert all(problem.where.startswith(str(path)) for problem in error.value.problems)
+    _, _, problems = cluster_defaults(str(path))
+    assert sorted(problem.where.removeprefix(f"{path}: ") for problem in problems) == sorted([
+        "volumes.cahce", "steps.evaluate.cpu", "steps.evaluate.retries", "steps.finetune.cpu", "secrets.0.name",
+        "secrets.0.steps.0", "preset", "parameters.sed", "parameters.seed",
+    ])  # fmt: skip
+
+
+def test_numbers_may_be_written_without_quotes(tmp_path: Path):
+    path = tmp_path / "ours.yaml"
+    path.write_text("steps: {default: {cpu: 2}, evaluate: {cpu: 0.5, memory: 2147483648}}\nparameters: {train_cpu: 3}")
+    cluster = load_cluster(str(path))
+    assert (cluster.settings("package").cpu, cluster.settings("evaluate").cpu) == ("2", "0.5")
+    assert cluster.settings("evaluate").memory == "2147483648"
+    assert cluster_defaults(str(path))[1]["train_cpu"] == "3"
 
 
 def test_a_file_that_is_not_there_names_the_known(tmp_path: Path):

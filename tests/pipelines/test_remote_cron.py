@@ -130,9 +130,9 @@ def test_a_zone_with_daylight_saving_needs_the_cluster_s_clocks_or_an_end_before
 
 def test_everything_wrong_is_reported_at_once():
     _, problems = plan(cron="0 25 * * *", every="6h", time_zone="Mars/Base", start="soon", max_concurrency=11, now=NOW)
-    assert {p.where for p in problems} == {"--cron, --every", "--time-zone", "--max-concurrency"}
-    _, problems = plan(every="6 parsecs", start="soon", end="2029-01-01", now=NOW)
-    assert {p.where for p in problems} == {"--every", "--start", "--end"}
+    assert {p.where for p in problems} == {"--cron, --every", "--cron", "--time-zone", "--start", "--max-concurrency"}
+    _, problems = plan(cron="0 6 * * *", every="6 parsecs", start="soon", end="2029-01-01", now=NOW)
+    assert {p.where for p in problems} == {"--cron, --every", "--every", "--start", "--end"}
     assert plan(now=NOW)[1][0].where == "--cron, --every"
 
 

@@ -176,6 +176,7 @@ def test_a_pod_finds_the_cluster_s_own():
         ((200, "<html>Dex</html>"), 1, "answered with a web page"),
         ((403, '{"message": "not yours"}'), 1, "does not allow it (403): not yours"),
         ((404, "<html>nothing</html>"), 1, "there is no Kubeflow Pipelines API"),
+        ((404, '{"code": 5, "message": "Not Found"}'), 1, "there is no Kubeflow Pipelines API at http://localhost"),
         ((500, '{"error_message": "it broke"}'), 1, "refused (500): it broke"),
         ((503, ""), 1, "cannot answer now (503)"),
     ],
@@ -192,7 +193,10 @@ def test_a_refusal_is_one_clear_message(kubeflow: StandIn, command: Any, fault: 
 def test_who_is_not_there(command: Any, kubeflow: StandIn, monkeypatch: pytest.MonkeyPatch):
     code, events = command("submit", *DATA, "--endpoint", "http://localhost:9/pipeline")
     assert code == 1
-    assert "cannot be reached" in failure(events)["message"] and "refused" in failure(events)["message"]
+    assert "http://localhost:9/pipeline cannot be reached (Connection refused). Is" in failure(events)["message"]
+    code, events = command("submit", *DATA, "--endpoint", kubeflow.url.replace("http:", "https:"))
+    assert code == 1
+    assert "cannot be reached safely. It does not speak TLS" in failure(events)["message"]
     kubeflow.silence = 0.4
     monkeypatch.setattr("stillhouse.pipelines.remote.connection._READ_SECONDS", 0.05)
     code, events = command("submit", *DATA)
@@ -216,9 +220,12 @@ def test_secrets_are_in_no_message(kubeflow: StandIn, monkeypatch: pytest.Monkey
     [
         ({"endpoint": "kubeflow.example"}, {}, "--endpoint"),
         ({"endpoint": f"https://me:{SECRET}@host"}, {}, "--endpoint"),
+        ({"endpoint": f"https://host/pipeline?token={SECRET}"}, {}, "--endpoint"),
+        ({"endpoint": f"host?token={SECRET}"}, {}, "--endpoint"),
         ({}, {}, "--endpoint"),
         ({"endpoint": "https://host", "token_file": "/not/there"}, {}, "--token-file"),
         ({"endpoint": "https://host", "ca_certificate": "/not/there"}, {}, "--ca-certificate"),
+        ({"endpoint": "https://host", "ca_certificate": __file__}, {}, "--ca-certificate"),
         ({"endpoint": "https://host"}, {"KFP_COOKIE": SECRET}, "environment"),
         ({"endpoint": "https://host"}, {"KFP_TOKEN": f"{SECRET}\nX-Other: 1"}, "environment"),
     ],
@@ -260,6 +267,81 @@ def test_an_unknown_cluster_or_preset_or_no_data_is_bad_input(kubeflow: StandIn,
     code, events = command("submit", *option, *(DATA if option else ()))
     assert code == 2
     assert [p["where"] for p in failure(events)["problems"]] == [option[0] if option else "data"]
+
+
+def test_a_faulty_cluster_hides_nothing_else(kubeflow: StandIn, command: Any, tmp_path: Path):
+    others = ("--preset", "huge", "--pipeline", "A B", "--set", "sed=1", "--set", "seed=x", "--set", "policy=fast")
+    rest = {"--preset", "--pipeline", "sed", "seed", "policy"}
+    path = tmp_path / "ours.yaml"
+    path.write_text("volumes: []\npreset: vast\nparameters: {num_nodes: many, polcy: memory}\n")
+    for cluster, where in (
+        ("nowhere", {"--cluster"}),
+        (str(path), {f"{path}: {part}" for part in ("volumes", "preset", "parameters.num_nodes", "parameters.polcy")}),
+    ):
+        code, events = command("submit", *DATA, "--cluster", cluster, *others)
+        assert code == 2
+        assert {problem["where"] for problem in failure(events)["problems"]} == where | rest
+    assert kubeflow.requests == []
+
+
+def test_a_file_of_a_shipped_cluster_s_name_does_not_become_its_pipeline(
+    kubeflow: StandIn, command: Any, tmp_path: Path
+):
+    for name in ("gpu.yaml", "GPU.yml", "gpu-a100.yaml"):
+        (tmp_path / name).write_text("preset: small\n")
+    for name in ("gpu.yaml", "GPU.yml"):
+        code, events = command("submit", *DATA, "--cluster", str(tmp_path / name))
+        assert code == 2
+        assert [problem["where"] for problem in failure(events)["problems"]] == ["--cluster"]
+        assert f"{name} would be uploaded as" in failure(events)["message"]
+    assert command("submit", *DATA, "--cluster", str(tmp_path / "gpu.yaml"), "--pipeline", "mine")[0] == 0
+    assert command("submit", *DATA, "--cluster", str(tmp_path / "gpu-a100.yaml"))[0] == 0
+    names = {pipeline.name for pipeline in kubeflow.pipelines.values()}
+    assert names == {"mine", "stillhouse-train-and-deploy-gpu-a100"}
+
+
+def test_passwords_are_refused_and_signed_links_are_not_repeated(kubeflow: StandIn, command: Any):
+    for given in ("data=https://ada:hunter2@host/x.csv", "test_data=s3://AKIA:hunter2@bucket/x", "data=file://h2@/x"):
+        code, events = command("submit", *DATA, "--set", given)
+        assert code == 2
+        assert [problem["where"] for problem in failure(events)["problems"]] == [given.partition("=")[0]]
+        assert "hunter2" not in json.dumps(events) and "h2" not in json.dumps(events)
+    signed = "https://host/reviews.csv?X-Amz-Signature=hunter2"
+    code, events = command("submit", "--set", f"data={signed}")
+    assert code == 0
+    (run,) = kubeflow.runs.values()
+    assert run.runtime_config.parameters == {"data": signed}
+    assert results(events)["parameters"] == {"data": "https://host/reviews.csv?***"}
+    code, answer = command("schedule", "create", "signed", "--every", "1d", "--set", f"data={signed}")
+    assert code == 0 and "hunter2" not in json.dumps(answer)
+
+
+def test_an_archived_experiment_is_refused_with_the_way_out(kubeflow: StandIn, command: Any):
+    command("submit", *DATA, "--experiment", "trials")
+    (experiment,) = kubeflow.experiments.values()
+    experiment.storage_state = "ARCHIVED"
+    code, events = command("submit", *DATA, "--experiment", "trials")
+    assert code == 2
+    (problem,) = failure(events)["problems"]
+    assert problem["where"] == "--experiment" and "Restore it" in problem["remedy"]
+
+
+def test_a_preset_that_deploys_on_this_machine_deploys_nothing_on_a_cluster(kubeflow: StandIn, command: Any):
+    code, _ = command("submit", "--preset", "demo")
+    assert code == 0
+    (run,) = kubeflow.runs.values()
+    assert run.runtime_config.parameters["data"].startswith("demo://")
+    assert "deploy_target" not in run.runtime_config.parameters
+
+
+def test_the_shell_s_registry_goes_before_the_run_s(
+    kubeflow: StandIn, command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    inside = ("--set", "tracking_uri=http://mlflow.invalid:5000")  # as pods see it
+    code, events = command("submit", *DATA, *inside, "--wait")
+    assert code == 0
+    assert results(events)["evaluation_absent"] == "The registry has no record of this run."
 
 
 def test_watching_shows_each_step_once_and_ends_with_the_run(kubeflow: StandIn, command: Any):
