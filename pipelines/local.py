@@ -18,6 +18,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from stillhouse.errors import InputError, StillhouseError
 from stillhouse.progress import emit
 from stillhouse.registry import MlflowRegistry
+from stillhouse.registry.tracking import resolve_uri, sqlite_path
 from stillhouse.state import TRACKING_VARIABLE, home, tracking_uri
 
 __all__ = ["LocalSteps", "end_with_parent", "fail", "local_defaults", "run_locally"]
@@ -122,8 +123,10 @@ def run_locally(arguments: Mapping[str, Any]) -> None:
     emit("run", "plan", steps=[{"id": step_id, "title": title} for step_id, title in steps.titles.items()])
     begin = time.monotonic()
     filled = local_defaults(arguments)
-    # Processes that first touch a new database at the same time fail, so it is made before any step.
-    MlflowRegistry(filled["tracking_uri"]).initialise()
+    # Processes that first touch a new database at the same time fail, so it is made before any step. A server has its
+    # own; the first step asks for it, and tells of everything else that is wrong as well.
+    if sqlite_path(resolve_uri(filled["tracking_uri"])) is not None:
+        MlflowRegistry(filled["tracking_uri"]).initialise()
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(home() / "artifacts"),

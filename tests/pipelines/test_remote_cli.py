@@ -154,6 +154,25 @@ def test_ctrl_c_stops_watching_and_the_run_goes_on(kubeflow: StandIn, home: Path
     assert "the run goes on" in errors and f"stillhouse submit --watch {run_id}" in errors
     assert kubeflow.runs[run_id].state == "RUNNING"
     assert not any("terminate" in name for name in kubeflow.operations())
+    (record,) = [json.loads(path.read_text()) for path in home.glob("runs/*/run.json")]
+    assert record["status"] == "unwatched"
+    assert {step["state"] for step in record["steps"]} <= {"waiting", "running"}
+
+
+def test_what_is_kept_of_a_run_holds_no_signed_link(kubeflow: StandIn, home: Path):
+    done = invoke("submit", "--set", "data=https://host/rows.csv?signature=hunter2", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["settings"] == ["data=https://host/rows.csv?***"]
+    for path in home.rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
+
+
+def test_watching_goes_with_nothing_that_submits(kubeflow: StandIn, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="--wait: is given beside --watch"):
+        invoke("submit", "--watch", "some-run", "--wait")
+    with pytest.raises(InputError, match="which submits nothing: --cluster, --set, --run-name"):
+        invoke("submit", "--watch", "some-run", "--cluster", "gpu", *DATA, "--run-name", "x")
+    assert invoke("submit", "--watch", "some-run", "--interval", "0.1", "--endpoint", kubeflow.url).exit_code == 2
 
 
 def test_bad_input_lists_every_problem(kubeflow: StandIn):
@@ -182,3 +201,14 @@ def test_a_schedule_s_problems_reach_the_user(kubeflow: StandIn):
     with pytest.raises(InputError) as caught:
         invoke("schedule", "create", "x", "--cron", "nonsense", "--time-zone", "Nowhere/Land")
     assert {problem.where for problem in caught.value.problems} == {"--cron", "--time-zone", "data"}
+
+
+def test_a_schedule_s_failure_is_a_document_too(kubeflow: StandIn, capsys: Any):
+    for arguments, code, words in ((("show", "weekly"), 2, "there is no schedule"), (("list",), 1, "not yours")):
+        kubeflow.faults = [(403, '{"message": "not yours"}')] if code == 1 else []
+        with pytest.raises(StillhouseError):
+            app(["schedule", *arguments, "--json"], standalone_mode=False)
+        document = json.loads(capsys.readouterr().out)
+        assert (document["status"], document["exit_code"]) == ("failed", code)
+        assert words in document["message"]
+        assert [problem["where"] for problem in document["problems"]] == ["NAME"] * (code == 2)

@@ -113,6 +113,7 @@ def _options(values: dict[str, str]) -> list[str]:
 
 
 def submit(
+    context: typer.Context,
     endpoint: Endpoint = "",
     namespace: Namespace = "",
     cluster: Cluster = "gpu",
@@ -156,11 +157,31 @@ def submit(
         cookie_file=cookie_file,
     )
     if watch:
+        _refuse_beside_watch(context)
         raise typer.Exit(watch_run(watch, place, interval=interval, as_json=as_json))
     work = Work(
         cluster=cluster, pipeline=pipeline, preset=preset, settings=tuple(settings or ()), experiment=experiment
     )
     raise typer.Exit(submit_pipeline(place, work, run_name, wait=wait, interval=interval, as_json=as_json))
+
+
+def _refuse_beside_watch(context: typer.Context) -> None:
+    """A run that is watched was submitted before, so nothing can be said of it any more.
+
+    Raises:
+        InputError: options say something.
+    """
+    from stillhouse.errors import InputError, Problem
+
+    options = {"settings": "--set"}
+    given = [
+        options.get(name, f"--{name.replace('_', '-')}")
+        for name in ("cluster", "preset", "settings", "experiment", "run_name", "pipeline", "wait")
+        if str(getattr(context.get_parameter_source(name), "name", "DEFAULT")) != "DEFAULT"
+    ]
+    if given:
+        what = f"is given beside --watch, which submits nothing: {', '.join(given)}."
+        raise InputError(Problem(given[0] if len(given) == 1 else "options", what, "Leave out one or the other."))
 
 
 schedule = typer.Typer(
@@ -218,9 +239,12 @@ def create(
 ) -> None:
     """Make a schedule.
 
-    Its runs stop early where the data has not changed, unless --set skip_unchanged=false is given. Kubeflow reads cron
-    expressions in one time zone for the whole cluster; times of another zone are converted where that is exact, and
-    refused where it is not, as across a change of daylight saving time.
+    Its runs stop early where the data has not changed since the champion was trained, unless --set skip_unchanged=false
+    is given. With deploy_target=none, nothing makes a version the champion but you: set the alias `champion` in MLflow,
+    or runs neither compare nor stop early.
+
+    Kubeflow reads cron expressions in one time zone for the whole cluster; times of another zone are converted where
+    that is exact, and refused where it is not, as across a change of daylight saving time.
     """
     from stillhouse.cli.schedule import change_schedule
 

@@ -19,6 +19,7 @@ from stillhouse.cli.runs import Run, writable_home
 from stillhouse.cli.state import RunState
 from stillhouse.cli.summary import REPORT, print_summary
 from stillhouse.cli.view import view_for
+from stillhouse.redaction import redacted
 
 __all__ = ["exit_code_of", "outcome", "run_pipeline"]
 
@@ -49,7 +50,7 @@ def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
         "run": run.id,
         "status": "running",
         "preset": preset,
-        "settings": list(settings),
+        "settings": redacted(settings),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     run.save(record)
@@ -77,7 +78,7 @@ def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
 
     if interruption:
         console.print(Text.assemble(("■ ", "yellow"), f"Stopped by {interruption}; nothing of this run goes on."))
-        again = ["stillhouse", "run", "--preset", preset, *options]
+        again = ["stillhouse", "run", "--preset", preset, *redacted(options)]
         console.print(_CONTINUE, soft_wrap=True)
         console.print(f"    {shlex.join(again)}", markup=False, soft_wrap=True)
     elif exit_code:

@@ -36,7 +36,7 @@ def list_schedules(options: Sequence[str], *, as_json: bool) -> None:
     Raises:
         StillhouseError: Kubeflow Pipelines did not answer, or refused.
     """
-    found = _ask("list", *options)
+    found = _ask("list", *options, as_json=as_json)
     if as_json:
         print_json(found)
         return
@@ -67,7 +67,7 @@ def change_schedule(action: str, name: str, options: Sequence[str], *, as_json: 
         InputError: something given is wrong; nothing was done.
         StillhouseError: Kubeflow Pipelines did not answer, or refused.
     """
-    answer = _ask(action, *options, "--", name)
+    answer = _ask(action, *options, "--", name, as_json=as_json)
     if as_json:
         print_json(answer)
         return
@@ -104,12 +104,23 @@ def change_schedule(action: str, name: str, options: Sequence[str], *, as_json: 
     console.print(Padding(facts, (0, 0, 0, 2)))
 
 
-def _ask(action: str, *options: str) -> Any:
-    """The answer of the pipelines' own command, which knows Kubeflow.
+def _ask(action: str, *options: str, as_json: bool) -> Any:
+    """The answer of the pipelines' own command, which knows Kubeflow; of a failure, too, a JSON document if wanted.
 
     Raises:
         InputError, StillhouseError: as that command says.
     """
+    try:
+        return _answer(action, *options)
+    except StillhouseError as error:
+        if as_json:
+            problems = [vars(problem) for problem in error.problems] if isinstance(error, InputError) else []
+            failure = {"exit_code": error.exit_code, "message": str(error), "problems": problems}
+            print_json({"status": "failed", **failure})
+        raise
+
+
+def _answer(action: str, *options: str) -> Any:
     require("kfp", "train", "`stillhouse schedule`")
     process = subprocess.run(
         pipelines_command("schedule", action, *options), stdin=subprocess.DEVNULL, capture_output=True, check=False

@@ -20,6 +20,7 @@ from stillhouse.cli.runs import Run, writable_home
 from stillhouse.cli.state import RUN, RunState
 from stillhouse.cli.summary import fact_table, print_summary
 from stillhouse.cli.view import view_for
+from stillhouse.redaction import redacted
 
 __all__ = ["submit_pipeline", "watch_run"]
 
@@ -44,7 +45,7 @@ def submit_pipeline(place: Place, work: Work, run_name: str, *, wait: bool, inte
     """
     name = [f"--run-name={run_name}"] if run_name else []
     options = [*place.options, *work.options, *name, *(["--wait"] if wait else [])]
-    asked = {"cluster": work.cluster, "preset": work.preset, "settings": list(work.settings)}
+    asked = {"cluster": work.cluster, "preset": work.preset, "settings": redacted(work.settings)}
     return _carry_out(["submit", *options], place, asked, watched=wait, interval=interval, as_json=as_json)
 
 
@@ -78,11 +79,11 @@ def _carry_out(
             status = watch(full, run, state, view.update)
         except Interrupted as error:
             interruption, status = error, error.exit_code
-        if watched:
-            view.update(state.close(interrupted=interruption is not None))
+        said = state.results.get(RUN, {})
+        if said.get("kubeflow_state"):  # the run has ended, and not only the watching
+            view.update(state.close())
 
     exit_code = exit_code_of(status, state, interruption)
-    said = state.results.get(RUN, {})
     ending = "unwatched" if interruption else "failed" if exit_code else "finished" if watched else "submitted"
     record |= {
         "status": ending,
