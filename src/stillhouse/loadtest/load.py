@@ -40,8 +40,6 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.lb_policy_name", "round_robin"),  # a name with several addresses has all of them loaded
     # A server that is back must not look gone for seconds, up to two minutes, as by gRPC's defaults.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 250),
 ]
 
@@ -257,10 +255,13 @@ async def _connect(url: str, model: str, request: bytes, timeout: float) -> Asyn
     if url.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]"):
         options.append(("grpc.enable_http_proxy", 0))  # http_proxy is not meant for this machine itself
     async with grpc.aio.insecure_channel(url, options=options) as channel:
-        try:
-            await asyncio.wait_for(channel.channel_ready(), _CONNECT_SECONDS)
-        except asyncio.TimeoutError:
-            raise ServingError(f"no server answers at {url} within {_CONNECT_SECONDS:g} s.") from None
+        ready = asyncio.ensure_future(channel.channel_ready())
+        await asyncio.wait([ready], timeout=_CONNECT_SECONDS)
+        if not ready.done():
+            # Were it cancelled, gRPC would report its end to an event loop that is closed by then.
+            await channel.close()
+            await asyncio.gather(ready, return_exceptions=True)
+            raise ServingError(f"no server answers at {url} within {_CONNECT_SECONDS:g} s.")
         infer = channel.unary_unary(_METHOD)
         try:
             await infer(request, timeout=timeout)

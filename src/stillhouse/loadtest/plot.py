@@ -53,13 +53,12 @@ def save_plot(paths: Sequence[Path], steps: Sequence[Step], *, title: str, knee:
         if others := [(step.concurrency, step.against) for step in steps if step.against]:
             _lines(axes, others, ", the other server", "--")
         for concurrency, result in own:
-            if result.latencies.size:
-                at = (result.texts_per_second, result.p99)
-                style: Any = {"xytext": (-6, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
-                axes.annotate(str(concurrency), at, **style, color=_FAINT)
+            at = (result.texts_per_second, result.p99)  # not drawn where nothing was answered: p99 is NaN
+            style: Any = {"xytext": (-6, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+            axes.annotate(str(concurrency), at, **style, color=_FAINT)
             if concurrency == knee:
                 ring: Any = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": _INK, "linestyle": "none"}
-                axes.plot(result.texts_per_second, result.p99, "o", **ring, label=f"knee: {knee} at once")
+                axes.plot(*at, "o", **ring, label=f"knee: {knee} at once")
         axes.set_xlim(left=0)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -74,8 +73,7 @@ def save_plot(paths: Sequence[Path], steps: Sequence[Step], *, title: str, knee:
 
 
 def _lines(axes: Any, points: Sequence[tuple[int, LoadResult]], suffix: str, style: str) -> None:
-    answered = [result for _, result in points if result.latencies.size]
-    x = [result.texts_per_second for result in answered]
+    x = [result.texts_per_second for _, result in points]
     for name, colour in _COLOURS.items():
-        y = [getattr(result, name) for result in answered]
+        y = [getattr(result, name) for _, result in points]
         axes.plot(x, y, style, marker="o", markersize=4, linewidth=1.5, color=colour, label=f"{name}{suffix}")
