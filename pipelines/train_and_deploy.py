@@ -29,7 +29,7 @@ from stillhouse.components.register.component import register
 
 
 class Cluster(Protocol):
-    """What a cluster adds to each step; see `stillhouse.pipelines.clusters`."""
+    """What a cluster adds to each step; see `stillhouse.pipelines.placement`."""
 
     def apply(self, tasks: Iterable[dsl.PipelineTask], training: Mapping[str, Any]) -> None:
         """Set resources, placement, environment, volumes, retries and timeouts.
