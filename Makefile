@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-IMAGES := train ops
+IMAGES := train ops triton triton-dev
 REGISTRY ?= $(shell sed -n 's/^REGISTRY = "\(.*\)"/\1/p' components/images.py)
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/stillhouse/__init__.py)
 TAG ?= $(VERSION)

@@ -1,0 +1,384 @@
+"""What docs/serving.md says of speed, overload, releases and faults, measured on this machine in one run.
+
+    python benchmarks/serving.py [--quick] [--mlserver PYTHON] [--output FOLDER] [PART ...]
+
+    throughput   texts a second at the knee, beside the best in-process loop, a transformers pipeline, and MLServer
+    latency      one text at a time, beside the same in process
+    overload     twice the knee's load for two minutes
+    soak         ten minutes at 70% of the knee: memory and errors
+    releases     20 changes of release under constant load from `stillhouse.client`, retries off
+    faults       SIGKILL of each Python process and of the server, under load
+    drain        SIGTERM under load
+
+Without PART all of them. The model has DistilBERT-base's shape with random weights, in INT8: speed does not depend on
+what it learnt. Texts are SST-2's test sentences, from `../shared/data`. Server, load and rivals share this machine's
+cores, and those that are compared take turns. `--mlserver` names the Python of an environment with mlserver and
+mlserver-huggingface; without it that rival is left out. `--quick` shortens everything, to try the script.
+
+Writes serving.json and prints, for each claim, what was measured and what is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from serving_rivals import InProcess, TransformersPipeline, mlserver
+
+from stillhouse.artifacts import PackageManifest
+from stillhouse.client import Client, ServingError
+from stillhouse.export.onnx import export_onnx, quantise_int8
+from stillhouse.loadtest import LoadResult, find_knee, run_load, run_open_load
+from stillhouse.serving.repository import ServingOptions, set_model_version, write_repository
+from stillhouse.serving.server import ServerConfig, ServerStatus, read_status, start_server, stop_folder, switch_server
+from stillhouse.serving.triton import free_ports
+from stillhouse.tasks import get_task
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+MODEL = "sst2"
+LABELS = ["negative", "positive"]
+LEVELS = (1, 2, 4, 8, 12, 16, 24, 32)
+OPTIONS = ServingOptions(batch_rows=8, max_wait_ms=20)
+"""The defaults but for the wait: the bound on latency under overload is what a user would set for this model."""
+
+
+@dataclass
+class Bench:
+    """What the parts share, and what they found."""
+
+    folder: Path
+    texts: list[str]
+    quick: bool
+    mlserver: str
+    found: dict[str, Any] = field(default_factory=dict)
+    faults: int = 0
+
+    def seconds(self, full: float) -> float:
+        return max(2.0, full / 10) if self.quick else full
+
+    def claim(self, name: str, value: float, low: float | None = None, high: float | None = None) -> None:
+        """Print a figure beside its bound."""
+        good = (low is None or value >= low) and (high is None or value <= high)
+        bound = f"at least {low:g}" if low is not None else f"at most {high:g}"
+        self.faults += not good
+        self.found[name] = {"value": value, "at least": low, "at most": high, "holds": good}
+        print(f"{'holds' if good else 'FAILS'}  {name}: {value:.3g} ({bound})", flush=True)
+
+    def note(self, name: str, value: Any) -> None:
+        self.found[name] = value
+        print(f"       {name}: {value}", flush=True)
+
+    def knee(self, status: ServerStatus) -> tuple[int, float]:
+        """Concurrency and texts a second at the knee; measured once."""
+        if "knee" not in self.found:
+            steps = [(level, self.load(status, level, self.seconds(10))) for level in LEVELS]
+            self.found["ramp"] = [{"concurrency": level, **result.to_dict()} for level, result in steps]
+            level = find_knee(steps)
+            self.found["knee"] = {"concurrency": level, "texts_per_second": dict(steps)[level].texts_per_second}
+            for step, result in steps:
+                print(f"       {step:>3} callers: {result.texts_per_second:6.1f} texts/s, p50 {result.p50:5.1f} ms, "
+                      f"p99 {result.p99:5.1f} ms {result.errors or ''}", flush=True)  # fmt: skip
+            self.note("knee", self.found["knee"])
+        return self.found["knee"]["concurrency"], self.found["knee"]["texts_per_second"]
+
+    def load(self, status: ServerStatus, concurrency: int, seconds: float) -> LoadResult:
+        return run_load(status.grpc_url, MODEL, self.texts, concurrency=concurrency, seconds=seconds)
+
+
+def build(folder: Path) -> Path:
+    """A checkpoint of DistilBERT-base's shape, and its INT8 package. Returns the package."""
+    import torch
+    from transformers import BertTokenizerFast, DistilBertConfig, DistilBertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = DistilBertConfig(id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)})
+    model = DistilBertForSequenceClassification(config).eval()
+    checkpoint = folder / "checkpoint"
+    model.save_pretrained(checkpoint)
+    BertTokenizerFast(
+        vocab_file=str(SHARED / "vocab/bert-base-uncased-vocab.txt"), model_max_length=512
+    ).save_pretrained(checkpoint)
+    task = get_task("classification")
+    export_onnx(model, task, folder / "fp32.onnx")
+    quantise_int8(folder / "fp32.onnx", folder / "int8.onnx")
+    package = folder / "package"
+    write_repository(
+        package / "triton",
+        served_name=MODEL,
+        encoder=folder / "int8.onnx",
+        tokenizer=checkpoint / "tokenizer.json",
+        task=task,
+        label_names=LABELS,
+        max_length=128,
+        options=OPTIONS,
+    )
+    PackageManifest(
+        producer="benchmark", name="student", served_name=MODEL, task=task.name, family="distilbert", precision="int8",
+        label_names=LABELS, parameters=sum(p.numel() for p in model.parameters()), max_length=128,
+        max_text_bytes=OPTIONS.max_text_bytes, max_batch_size=OPTIONS.max_batch_size, parity={},
+        bytes=(folder / "int8.onnx").stat().st_size,
+    ).save(package)  # fmt: skip
+    return package
+
+
+@contextmanager
+def served(bench: Bench, **changes: Any) -> Iterator[tuple[ServerConfig, ServerStatus]]:
+    """The package on a server of its own, as version 1."""
+    folder = bench.folder / "server"
+    folder.mkdir(exist_ok=True)
+    config = ServerConfig(
+        folder=folder, package=bench.folder / "package", model=MODEL, version="1", ports=free_ports(), **changes
+    )
+    try:
+        yield config, start_server(config)
+    finally:
+        stop_folder(folder)
+
+
+def throughput(bench: Bench) -> None:
+    """Texts a second of the server at its knee, of the best in-process loop, and of two rivals, in turns."""
+    inside = InProcess(bench.folder, bench.texts)
+    pipeline = TransformersPipeline(bench.folder / "checkpoint", bench.texts)
+    speed: dict[str, list[float]] = {"triton": [], "in process": [], "pipeline": [], "MLServer": []}
+    batches = {size: inside.sorted_batches(size) for size in (1, 2, 4, 8, 16, 32, 64)}
+    best = max(batches, key=lambda size: batches[size])
+    bench.note("best in-process batch", best)
+    with served(bench) as (_, status):
+        concurrency, _ = bench.knee(status)
+    for _ in range(2 if bench.quick else 5):
+        with served(bench) as (_, status):
+            speed["triton"].append(bench.load(status, concurrency, bench.seconds(15)).texts_per_second)
+        speed["in process"].append(inside.sorted_batches(best))
+        speed["pipeline"].append(pipeline.run(32))
+        if bench.mlserver:
+            with mlserver(bench.mlserver, bench.folder) as ask:
+                speed["MLServer"].append(ask(bench.texts, concurrency=32, seconds=bench.seconds(15)))
+    bench.note("texts a second", {name: [round(value, 1) for value in values] for name, values in speed.items()})
+    for rival, least in (("in process", 0.85), ("pipeline", 4.0), ("MLServer", 2.5)):
+        if speed[rival]:
+            ratios = [a / b for a, b in zip(speed["triton"], speed[rival], strict=True)]
+            bench.note(f"throughput by {rival}, each round", [round(ratio, 3) for ratio in ratios])
+            bench.claim(f"throughput by {rival}", statistics.median(ratios), low=least)
+
+
+def latency(bench: Bench) -> None:
+    """One caller, one text a request: the median beside that of the same texts in process, in turns."""
+    inside = InProcess(bench.folder, bench.texts)
+    above = []
+    with served(bench) as (_, status):
+        for _ in range(2 if bench.quick else 5):
+            own = inside.single(bench.seconds(10))
+            through = bench.load(status, 1, bench.seconds(10)).p50
+            above.append(through - own)
+            bench.note("p50 in process and served, ms", [round(own, 2), round(through, 2)])
+    bench.claim("p50 of one text above in-process, ms", statistics.median(above), high=1.5)
+
+
+def overload(bench: Bench) -> None:
+    """Requests come at twice the rate of the knee, whether or not they are answered."""
+    with served(bench) as (_, status):
+        _, rate = bench.knee(status)
+        calm = bench.load(status, 1, bench.seconds(30))
+        hard = run_open_load(status.grpc_url, MODEL, bench.texts, rate=2 * rate, seconds=bench.seconds(120))
+        after = bench.load(status, 1, bench.seconds(30))
+    bench.note("overload", {"unloaded": calm.to_dict(), "at twice the knee": hard.to_dict(), "after": after.to_dict()})
+    bench.claim("p99 of what is accepted at twice the knee, by the unloaded", hard.p99 / calm.p99, high=3.0)
+    bench.claim("median time to refuse, by the unloaded p50", hard.error_p50 / calm.p50, high=1.0)
+    wrong = sum(count for status, count in hard.errors.items() if status not in ("UNAVAILABLE", "DEADLINE_EXCEEDED"))
+    bench.claim("requests refused with another status", wrong, high=0)
+    bench.claim("share that is answered, of what the knee would do", hard.texts_per_second / rate, low=0.5)
+    bench.claim("p99 afterwards, by the one before", after.p99 / calm.p99, high=1.25)
+
+
+def soak(bench: Bench) -> None:
+    """70% of the knee's throughput, as an open loop, after a minute to get warm."""
+    with served(bench) as (config, status):
+        _, rate = bench.knee(status)
+        warm = run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(60))
+        before = memory(config)
+        long = run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(600))
+        after = memory(config)
+    bench.note("soak", {**long.to_dict(), "bytes before": before, "bytes after": after})
+    bench.claim(
+        "errors in ten minutes at 70% of the knee", sum(warm.errors.values()) + sum(long.errors.values()), high=0
+    )
+    bench.claim("growth of memory", after / before - 1, high=0.02)
+
+
+def releases(bench: Bench) -> None:
+    """20 changes of release and back, under constant load, with an error for every request that fails."""
+    packages = {}
+    for version in ("1", "2", "3"):
+        packages[version] = bench.folder / f"release-{version}"
+        if not packages[version].exists():
+            copy_release(bench.folder / "package", packages[version], version)
+    order = [("2", "3", "2", "1")[number % 4] for number in range(4 if bench.quick else 20)]
+    with served(bench) as (config, status):
+        reigns = [(time.monotonic(), "1")]  # when the server may first have answered as which release
+        with constant_load(status.grpc_url, bench.texts) as answers:
+            for version in order:
+                time.sleep(1.0)
+                reigns.append((time.monotonic(), version))
+                switch_server(replace(config, package=packages[version], version=version))
+                reigns.append((time.monotonic(), ""))  # from here on it alone
+            time.sleep(1.0)
+    failed = [answer for answer in answers if answer[3]]
+    for answer in failed[:3]:
+        print(f"       {answer[3]}")
+    bench.note("releases", {"changes": len(order), "requests": len(answers)})
+    bench.claim("failed requests", len(failed), high=0)
+    bench.claim(
+        "answers of a release that was not current", sum(not current(answer, reigns) for answer in answers), high=0
+    )
+
+
+def current(answer: tuple[float, float, str, str], reigns: Sequence[tuple[float, str]]) -> bool:
+    """Whether the release that answered reigned at some time between sending and receiving."""
+    sent, received, release, error = answer
+    if error:
+        return True
+    present, allowed = "1", set()
+    for index, (since, version) in enumerate(reigns):
+        until = reigns[index + 1][0] if index + 1 < len(reigns) else float("inf")
+        if version and version != present:  # changing: either of both
+            both, present = {present, version}, version
+        else:
+            both = {present}
+        if since <= received and until >= sent:
+            allowed |= both
+    return release in allowed
+
+
+def faults(bench: Bench) -> None:
+    """Kill each process of the server under load, and wait for the next answer."""
+    for victim in (f"{MODEL}/", f"{MODEL}-encoder/", "tritonserver"):
+        with served(bench) as (config, status):
+            group = [psutil.Process(status.server_pid), *psutil.Process(status.server_pid).children(recursive=True)]
+            with constant_load(status.grpc_url, bench.texts) as answers:
+                time.sleep(2.0)
+                (process,) = [one for one in group if is_victim(one, victim, status.server_pid)]
+                killed = time.monotonic()
+                process.kill()
+                while not [a for a in list(answers) if a[0] > killed + 0.2 and not a[3]]:
+                    if time.monotonic() > killed + 60:
+                        break
+                    time.sleep(0.05)
+                again = time.monotonic() - killed
+            orphans = sum(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in group)
+            log = (config.folder / "logs" / "supervisor.log").read_text(encoding="utf-8").splitlines()
+        name = victim.rstrip("/")
+        bench.note(f"supervisor's log after SIGKILL of {name}", [line for line in log if "trouble" in line])
+        bench.claim(f"seconds to the next answer after SIGKILL of {name}", again, high=10)
+        bench.claim(f"processes left of the killed server ({name})", orphans, high=0)
+
+
+def is_victim(process: psutil.Process, victim: str, server: int) -> bool:
+    if victim == "tritonserver":
+        return process.pid == server
+    return any(f"/{victim}" in part for part in process.cmdline()[1:2])
+
+
+def drain(bench: Bench) -> None:
+    """SIGTERM under load: whatever was accepted before is answered."""
+    with served(bench) as (_, status):
+        with constant_load(status.grpc_url, bench.texts, threads=16) as answers:
+            time.sleep(3.0)
+            asked = time.monotonic()
+            os.kill(status.pid, signal.SIGTERM)
+            psutil.Process(status.pid).wait(timeout=60)
+        took = time.monotonic() - asked
+    waiting = [answer for answer in answers if answer[0] < asked < answer[1]]
+    bench.note("drain", {"requests under way at SIGTERM": len(waiting), "seconds to the end": round(took, 2)})
+    bench.claim("requests under way at SIGTERM that were not answered", sum(bool(a[3]) for a in waiting), high=0)
+
+
+@contextmanager
+def constant_load(url: str, texts: Sequence[str], threads: int = 4) -> Iterator[list[tuple[float, float, str, str]]]:
+    """Callers without retries; yields when each request was sent and answered, by which release, or the error."""
+    answers: list[tuple[float, float, str, str]] = []
+    over = threading.Event()
+
+    def ask(number: int) -> None:
+        with Client(url, MODEL, retries=0, timeout=10.0) as client:
+            turn = number
+            while not over.is_set():
+                sent = time.monotonic()
+                try:
+                    answer = client.predict_one(texts[turn % len(texts)])
+                    answers.append((sent, time.monotonic(), answer.release, ""))
+                except ServingError as error:
+                    answers.append((sent, time.monotonic(), "", str(error)))
+                    time.sleep(0.02)
+                turn += threads
+
+    workers = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        for worker in workers:
+            worker.join()
+
+
+def copy_release(package: Path, target: Path, version: str) -> None:
+    import shutil
+
+    shutil.copytree(package, target)
+    set_model_version(target / "triton", MODEL, version)
+
+
+def memory(config: ServerConfig) -> int:
+    """Bytes that the server and its Python processes have for themselves, and their share of what they share."""
+    status = read_status(config.folder)
+    assert status is not None
+    server = psutil.Process(status.server_pid)
+    total = 0
+    for process in (server, *server.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().pss
+    return total
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    part.__name__: part for part in (throughput, latency, overload, releases, faults, drain, soak)
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--mlserver", default="", metavar="PYTHON")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER")
+    given = parser.parse_args()
+    with (SHARED / "sst2/test.tsv").open(encoding="utf-8") as file:
+        texts = [row["sentence"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
+        bench = Bench(Path(folder), texts, given.quick, given.mlserver)
+        build(bench.folder)
+        for name in given.parts or PARTS:
+            print(f"== {name}", flush=True)
+            PARTS[name](bench)
+    given.output.mkdir(parents=True, exist_ok=True)
+    (given.output / "serving.json").write_text(json.dumps(bench.found, indent=2) + "\n", encoding="utf-8")
+    return min(1, bench.faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
