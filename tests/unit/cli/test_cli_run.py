@@ -61,6 +61,13 @@ def test_summary_of_a_good_run(play: Play, good_run: list[dict[str, Any]], evalu
     assert "stillhouse predict --url 127.0.0.1:8001 --model reviews 'Your own text'" in rest
 
 
+def test_what_is_kept_of_a_run_holds_no_signed_link(play: Play, good_run: list[dict[str, Any]], home: Path) -> None:
+    play(good_run)
+    result = invoke("run", "--set", "data=https://host/x.csv?signature=hunter2", "--json")
+    assert json.loads(result.stdout)["settings"] == ["data=https://host/x.csv?***"]
+    assert "hunter2" not in (only_run(home) / "run.json").read_text()
+
+
 def test_progress_goes_to_standard_error_and_the_process_s_output_to_the_log(
     play: Play, good_run: list[dict[str, Any]], home: Path
 ) -> None:

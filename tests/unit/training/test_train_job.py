@@ -138,7 +138,7 @@ def test_a_path_on_a_common_volume_will_do(pod: dict[str, Any], place: str):
     assert made(pod, place)["spec"]["trainer"]["command"][-1] == place
 
 
-@pytest.mark.parametrize("place", ["/data/x", "/tmp/x", "/checkpoints-too/x", "/kfp/certs/ca.crt/x"])
+@pytest.mark.parametrize("place", ["/data/x", "/tmp/x", "file:///tmp/x", "/checkpoints-too/x", "/kfp/certs/ca.crt/x"])
 def test_a_path_that_pods_do_not_share_is_refused(pod: dict[str, Any], place: str):
     with pytest.raises(InputError, match="checkpoint_dir"):
         made(pod, place)
