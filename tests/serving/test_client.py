@@ -5,19 +5,30 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 import time
 
 import numpy as np
 import psutil
 import pytest
 from google.protobuf import json_format
-from tiny_package import LABELS, TEXTS
+from tiny_package import LABELS, TEXTS, build_package
 from tritonclient import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stillhouse.client import AsyncClient, Client, DeadlineExceeded, InputError, predict_texts
+from stillhouse.client import (
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    InputError,
+    Overloaded,
+    ServingError,
+    predict_texts,
+)
+from stillhouse.serving.repository import set_model_version
 from stillhouse.serving.runtime import PackageRuntime
-from stillhouse.serving.server import start_server
+from stillhouse.serving.server import ServerConfig, start_server, stop_folder
+from stillhouse.serving.triton import free_ports
 
 MANY = [TEXTS[index % len(TEXTS)] for index in range(203)]
 
@@ -128,3 +139,48 @@ def test_the_documented_json_is_what_triton_takes(server, known, raw):
     probabilities, label = (base64.b64decode(content) for content in answer["rawOutputContents"])
     np.testing.assert_allclose(np.frombuffer(probabilities, "<f4"), known.probabilities[0], atol=1e-6)
     assert label[4:].decode() == known.labels[0]
+
+
+def test_a_full_queue_is_told_as_overload(tmp_path):
+    """The words for both ways to be turned away are understood."""
+    package = build_package(tmp_path / "package", max_queue_size=2, max_wait_ms=200)
+    set_model_version(package / "triton", "reviews", "7")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    config = ServerConfig(
+        folder=folder, package=package, model="reviews", version="7", ports=free_ports(), probe_interval=60
+    )
+    server = start_server(config)
+    children = psutil.Process(server.server_pid).children(recursive=True)
+    encoders = [child for child in children if any("reviews-encoder/" in part for part in child.cmdline())]
+    assert encoders
+    outcomes = []
+
+    def ask():
+        try:
+            outcomes.append(client.predict_one(TEXTS[1]).label)
+        except ServingError as error:
+            outcomes.append(error)
+
+    try:
+        with Client(server.grpc_url, "reviews", retries=0) as client:
+            client.predict_one(TEXTS[1])
+            threads = [threading.Thread(target=ask) for _ in range(10)]
+            for encoder in encoders:
+                encoder.suspend()
+            for thread in threads:
+                thread.start()
+            time.sleep(0.6)
+            at_once = list(outcomes)
+            for encoder in encoders:
+                encoder.resume()
+            for thread in threads:
+                thread.join()
+    finally:
+        stop_folder(folder)
+    assert len(at_once) >= 5
+    assert all(isinstance(outcome, Overloaded) and "are waiting already" in str(outcome) for outcome in at_once)
+    late = [outcome for outcome in outcomes if isinstance(outcome, Overloaded) and "waited too long" in str(outcome)]
+    assert late
+    answered = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    assert len(at_once) + len(late) + len(answered) == 10

@@ -15,8 +15,9 @@ from stillhouse.errors import (
 
 __all__ = ["explain"]
 
-# Triton's words for a request that found the queue full, or waited there too long. Both come as UNAVAILABLE.
-_TURNED_AWAY = ("exceeds maximum queue size", "request timeout expired")
+# What the front model and Triton say of a request that found the queue full, or waited there too long. All of it comes
+# as UNAVAILABLE.
+_TURNED_AWAY = ("is overloaded", "waited too long", "exceeds maximum queue size", "request timeout expired")
 
 
 def explain(error: grpc.RpcError, url: str, model: str, timeout: float, where: str = "inputs") -> Exception:

@@ -153,7 +153,15 @@ def test_other_statuses_are_final(serve, predict, status, words, error):
     assert len(model.requests) == 1
 
 
-@pytest.mark.parametrize("words", ["[request id: <id_unknown>] Exceeds maximum queue size", "Request timeout expired"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "the model is overloaded: 2 requests are waiting already",
+        "the request waited too long",
+        "[request id: <id_unknown>] Exceeds maximum queue size",
+        "Request timeout expired",
+    ],
+)
 def test_a_full_queue_is_told_as_overload(serve, predict, words):
     model = ServedTexts()
     model.failures = [(grpc.StatusCode.UNAVAILABLE, words)] * 2
