@@ -115,12 +115,12 @@ class Client(_Settings):
     def _begin(self) -> None:
         self._open(grpc)
 
-    def _predict(self, texts: Texts, *, typed: bool) -> list[Any]:
+    def _predict(self, texts: Texts, *, typed: bool, request_id: str = "") -> list[Any]:
         rows = encode_texts(texts)
         blocks = self._run(self._protocol.split(rows)) if rows else []
 
         def ask(block: range) -> list[Any]:
-            return self._run(self._protocol.ask(rows, block, typed=typed))
+            return self._run(self._protocol.ask(rows, block, typed=typed, request_id=request_id))
 
         if len(blocks) < 2 or self._concurrency == 1:
             return list(chain.from_iterable(map(ask, blocks)))
@@ -208,7 +208,9 @@ class AsyncClient(_Settings):
             return end.value  # type: ignore[no-any-return]
 
 
-def predict_texts(url: str, model: str, texts: Texts, *, timeout: float = 30.0) -> list[dict[str, Any]]:
+def predict_texts(
+    url: str, model: str, texts: Texts, *, timeout: float = 30.0, request_id: str = ""
+) -> list[dict[str, Any]]:
     """Ask any served model that takes `TEXT`, whatever its task, once and without retries.
 
     Args:
@@ -216,6 +218,7 @@ def predict_texts(url: str, model: str, texts: Texts, *, timeout: float = 30.0) 
         model: name of the public model.
         texts: sent in as many requests as the model's batch size asks for.
         timeout: seconds for each request.
+        request_id: what the server sees as each request's id; probes of health bear one that is not logged.
 
     Returns:
         For each text a dict of every output by its name, and `model_version`. An output with one element per row is
@@ -225,4 +228,4 @@ def predict_texts(url: str, model: str, texts: Texts, *, timeout: float = 30.0) 
         InputError, ServingError: as for `Client`.
     """
     with Client(url, model, timeout=timeout, retries=0) as client:
-        return client._predict(texts, typed=False)
+        return client._predict(texts, typed=False, request_id=request_id)

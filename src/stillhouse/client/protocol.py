@@ -111,16 +111,17 @@ class Protocol:
         model = self._current or (yield from self._describe(self._attempts()))
         return _pieces(range(len(texts)), min(model.max_batch_size, self._batch_size or model.max_batch_size))
 
-    def ask(self, texts: Sequence[bytes], rows: range, *, typed: bool) -> Plan[list[Any]]:
+    def ask(self, texts: Sequence[bytes], rows: range, *, typed: bool, request_id: str = "") -> Plan[list[Any]]:
         """Answers to some of the texts, sent in one request.
 
         Args:
             texts: the whole list, so that a refused text can be named.
             rows: which of them to send.
             typed: results of the model's task; else every output by its name.
+            request_id: what the server sees as the request's id.
         """
         attempts = self._attempts()
-        request = service_pb2.ModelInferRequest(model_name=self._model)
+        request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
         block = np.array([texts[row] for row in rows], dtype=np.object_).reshape(-1, 1)
         _add_input(request, "TEXT", block)
         for _ in range(_LOOKUPS):
@@ -144,7 +145,7 @@ class Protocol:
         if len(rows) > model.max_batch_size:  # a new release takes smaller requests than the last one
             answers = []
             for piece in _pieces(rows, model.max_batch_size):
-                answers += yield from self.ask(texts, piece, typed=typed)
+                answers += yield from self.ask(texts, piece, typed=typed, request_id=request_id)
             return answers
         raise _refused(texts, rows, model) or self._explain(refusal, _place(rows))
 

@@ -33,6 +33,7 @@ class ServedTexts(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.delay = 0.0
         self.requests: list[list[bytes]] = []
         """Texts of each inference that arrived, failed ones too."""
+        self.ids: set[str] = set()
         self.configurations = 0
         self.busiest = 0
         """Largest number of inferences at once."""
@@ -61,6 +62,7 @@ class ServedTexts(service_pb2_grpc.GRPCInferenceServiceServicer):
         texts = deserialize_bytes_tensor(request.raw_input_contents[0]).tolist()
         with self._lock:
             self.requests.append(texts)
+            self.ids.add(request.id)
             self._busy += 1
             self.busiest = max(self.busiest, self._busy)
             failure = self.failures.pop(0) if self.failures else None

@@ -304,7 +304,8 @@ def test_raw_arrays_go_in_and_come_out(serve):
 def test_plain_rows_need_no_known_task(serve):
     model = ServedTexts()
     model.task = None
-    rows = predict_texts(serve(model), "reviews", TEXTS)
+    rows = predict_texts(serve(model), "reviews", TEXTS, request_id="probe")
+    assert model.ids == {"probe"}
     assert [row["LABEL"] for row in rows] == [label_of(text) for text in TEXTS]
     assert rows[0]["PROBABILITIES"] == pytest.approx([0.8, 0.1, 0.1])
     assert rows[0]["model_version"] == "7"
