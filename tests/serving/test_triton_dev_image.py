@@ -11,8 +11,11 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ import numpy as np
 import pytest
 from tiny_package import TEXTS
 from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 from stillhouse import __version__
 from stillhouse.components.images import REGISTRY
@@ -53,6 +57,15 @@ def make_image(name: str, *variables: str) -> None:
     call("make", f"image-{name}", f"IMAGES={name}", *variables, cwd=ROOT, env=environment)
 
 
+def base_image() -> str:
+    (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "images/triton-dev/Dockerfile").read_text(), re.MULTILINE)
+    return str(base)
+
+
+def base_size() -> int:
+    return int(call("docker", "image", "inspect", "--format={{.Size}}", base_image()))
+
+
 @pytest.fixture(scope="module")
 def build_flags() -> str:
     """What `docker build` needs here, once an engine runs and the base is at hand."""
@@ -62,8 +75,7 @@ def build_flags() -> str:
         return ""
     if os.geteuid() != 0:
         pytest.skip("starting a Docker engine needs root")
-    (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "images/triton-dev/Dockerfile").read_text(), re.MULTILINE)
-    done = subprocess.run([STAND_IN, base], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run([STAND_IN, base_image()], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         pytest.skip(f"{STAND_IN.name} failed: {done.stderr[-300:]}")
     return "--network=host"
@@ -74,11 +86,8 @@ def image(build_flags: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     """What the engine says of `triton-dev`."""
     make_image("triton-dev", f"DOCKER_BUILD_FLAGS={build_flags}")
     found: dict[str, Any] = json.loads(call("docker", "image", "inspect", DEV))[0]
-    base = re.findall(r"PYTHON_IMAGE=(\S+)", (ROOT / "images/triton-dev/Dockerfile").read_text())[0]
-    below = json.loads(call("docker", "image", "inspect", base))[0]["Size"]
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n{DEV}: {found['Size'] / 1e6:.0f} MB, of which its base {below / 1e6:.0f} MB", flush=True)
-    assert found["Size"] - below < 300e6
+        print(f"\n{DEV}: {found['Size'] / 1e6:.0f} MB, of which its base {base_size() / 1e6:.0f} MB", flush=True)
     return found
 
 
@@ -96,6 +105,7 @@ def production(image: dict[str, Any], build_flags: str) -> Iterator[str]:
 @dataclass
 class Container:
     name: str
+    url: str
     client: grpc.InferenceServerClient
 
     def log(self) -> str:
@@ -104,19 +114,19 @@ class Container:
 
 
 @contextlib.contextmanager
-def serving(image: str, package: Path, *options: str) -> Iterator[Container]:
-    """A container that serves a package, once it answers."""
+def serving(image: str, package: Path, *options: str, more: tuple[str, ...] = ()) -> Iterator[Container]:
+    """A container that serves a package, once it answers; `more` goes to the server's command line."""
     port = free_ports().grpc
     name = f"stillhouse-test-{os.getpid()}-{port}"
     command = [
         "tritonserver", "--model-repository=/models", "--disable-auto-complete-config", f"--grpc-port={port}",
-        "--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false",
+        "--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false", *more,
     ]  # fmt: skip
     volume = f"--volume={package / 'triton'}:/models:ro"
     try:
         call("docker", "run", "--detach", "--name", name, "--network=host", volume, *options, image, *command)
         with grpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
-            container = Container(name, client)
+            container = Container(name, f"127.0.0.1:{port}", client)
             for _ in range(300):
                 state = call("docker", "inspect", "--format={{.State.Running}}", name).strip()
                 assert state == "true", container.log()
@@ -135,12 +145,15 @@ def container(image: dict[str, Any], package: Path) -> Iterator[Container]:
         yield container
 
 
+def text_input() -> grpc.InferInput:
+    texts = grpc.InferInput("TEXT", [len(TEXTS), 1], "BYTES")
+    return texts.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=np.object_).reshape(-1, 1))
+
+
 def assert_answers(client: grpc.InferenceServerClient, package: Path) -> None:
     """The server answers as the package itself does, with the registered version as release."""
     known = PackageRuntime(package).predict(TEXTS)
-    texts = grpc.InferInput("TEXT", [len(TEXTS), 1], "BYTES")
-    texts.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=np.object_).reshape(-1, 1))
-    result = client.infer("reviews", [texts], client_timeout=30)
+    result = client.infer("reviews", [text_input()], client_timeout=30)
     np.testing.assert_allclose(result.as_numpy("PROBABILITIES"), known.probabilities, atol=1e-6)
     assert [label.decode() for label in result.as_numpy("LABEL")[:, 0]] == known.labels
     assert result.get_response().model_version == "7"
@@ -195,6 +208,48 @@ def test_sigterm_ends_it_in_time(image: dict[str, Any], package: Path):
         assert "All models are stopped" in container.log()
 
 
+def test_no_accepted_request_is_lost_where_the_model_is_unloaded_first(image: dict[str, Any], package: Path):
+    """As images/README.md says, with the code that stands there, under load."""
+    text = (ROOT / "images/README.md").read_text()
+    (hook,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (options,) = re.findall(r"^(--model-control-mode=.*)$", text, re.MULTILINE)
+    http = free_ports().http
+    more = (*options.replace("KEY", "a-key").split(), "--allow-http=true", f"--http-port={http}")
+    answers: Counter[str] = Counter()
+    ended = threading.Event()
+
+    def ask(url: str) -> None:
+        with grpc.InferenceServerClient(url) as client:
+            while not ended.is_set():
+                try:
+                    client.infer("reviews", [text_input()], client_timeout=30)
+                    answers["answered"] += 1
+                except InferenceServerException as error:
+                    # An overloaded server may refuse in time; it has not accepted these.
+                    rejected = "Request timeout expired" in str(error) or "Exceeds maximum queue size" in str(error)
+                    answers["rejected" if rejected else str(error)] += 1
+
+    with serving(DEV, package, *LOCKED, more=more) as container:
+        with pytest.raises(InferenceServerException, match="restricted"):
+            container.client.unload_model("reviews")
+        with ThreadPoolExecutor(16) as pool:
+            for _ in range(16):
+                pool.submit(ask, container.url)
+            try:
+                time.sleep(1)
+                before = answers["answered"]
+                call("docker", "exec", container.name, "python3", "-c", hook, "reviews", str(http), timeout=30)
+                assert "successfully unloaded 'reviews' version 7" in container.log(), "the hook did not wait"
+            finally:
+                ended.set()
+        call("docker", "stop", "--time=30", container.name)
+        assert call("docker", "inspect", "--format={{.State.ExitCode}}", container.name).strip() == "0"
+    assert before
+    refused = "[StatusCode.NOT_FOUND] Request for unknown model: 'reviews' has no available versions"
+    assert answers.pop(refused)
+    assert set(answers) <= {"answered", "rejected"}, answers
+
+
 def test_it_is_laid_out_as_nvidias(image: dict[str, Any]):
     files = in_image(
         DEV, "cd /opt/tritonserver && command -v tritonserver && find . -type f | grep -v '^./lib/' | sort"
@@ -220,6 +275,7 @@ def test_it_holds_three_python_packages_and_nothing_of_the_build(image: dict[str
     tested = set(re.findall(r"^(?:numpy|onnxruntime|tokenizers)==[\d.]+", (ROOT / "constraints.txt").read_text(), re.M))
     assert found == tested
     assert len(tested) == 3
+    assert image["Size"] - base_size() < 300e6
     script = """
 for tool in gcc g++ cc c++ ld make git; do command -v $tool; done
 for path in /build ~/.cache /tmp/*; do test -e $path && echo $path; done
