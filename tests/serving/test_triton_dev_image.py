@@ -325,7 +325,7 @@ def test_production_refuses_a_triton_without_the_backend(production: str, build_
         input=f"FROM {production}\nRUN rm -r /opt/tritonserver/backends/onnxruntime\n",
     )
     try:
-        options = f"DOCKER_BUILD_FLAGS={build_flags} --build-arg TRITON_IMAGE={base}"
+        options = f"DOCKER_BUILD_FLAGS={build_flags} --force-rm --build-arg TRITON_IMAGE={base}"
         with pytest.raises(AssertionError, match="This Triton has no backend 'onnxruntime'"):
             make_image("triton", "TAG=no-backend", options)
     finally:
