@@ -11,7 +11,7 @@ from typing import Any
 
 from stillhouse.errors import Problem
 
-__all__ = ["CPU", "ScaleConfig", "in_cluster", "local_path", "toleration_problems"]
+__all__ = ["CPU", "ScaleConfig", "in_cluster", "in_pod", "local_path", "toleration_problems"]
 
 CPU = re.compile(r"[1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*|[1-9][0-9]*m")
 _MEMORY = re.compile(r"[1-9][0-9]*(\.[0-9]+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?")
@@ -33,6 +33,11 @@ def local_path(location: str) -> Path | None:
 def in_cluster() -> bool:
     """Whether this process is a step on a cluster: Kubeflow Pipelines tells each step the name of its pod."""
     return bool(os.environ.get("KFP_POD_NAME"))
+
+
+def in_pod() -> bool:
+    """Whether this process runs in a pod: a step's own, or one of a TrainJob, which knows nothing of the step."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 @dataclass(frozen=True, kw_only=True)

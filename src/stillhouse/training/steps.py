@@ -24,7 +24,7 @@ from stillhouse.tasks import get_task
 from stillhouse.training import ranks
 from stillhouse.training.checkpoints import open_store
 from stillhouse.training.config import DistillConfig, FinetuneConfig, TrainConfig
-from stillhouse.training.scale import in_cluster
+from stillhouse.training.scale import in_pod
 
 if TYPE_CHECKING:
     import torch
@@ -196,8 +196,8 @@ class _Run:
             if not ranks.is_main():
                 return self._manifest(model, recipe, metrics, facts or {})
             manifest = self._save(model, tokenizer, recipe, output_dir, metrics, history, facts or {})
-            # On a cluster, the model is uploaded, or fetched by the step, after this process.
-            store.finish(handed_over=ranks.world_size() == 1 and not in_cluster())
+            # In a pod, the model is uploaded, or fetched by the step, after this process.
+            store.finish(handed_over=not in_pod())
         return manifest
 
     def _rows(self, split: str, tokenizer: PreTrainedTokenizerFast) -> Dataset:

@@ -104,7 +104,7 @@ def test_checkpoints_outlive_a_training_whose_model_is_uploaded_after_it(
     on_a_cluster: bool, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     if on_a_cluster:
-        monkeypatch.setenv("KFP_POD_NAME", "step")
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     caplog.set_level("INFO", "stillhouse")
     made = []
     for attempt in ("first", "second"):
