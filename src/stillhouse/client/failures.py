@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc  # type: ignore[import-untyped]
 
+from stillhouse.client.retries import is_leaving
 from stillhouse.errors import (
     DeadlineExceeded,
     InputError,
@@ -37,6 +38,8 @@ def explain(error: grpc.RpcError, url: str, model: str, timeout: float, where: s
     said = message.lower()
     if status is grpc.StatusCode.INVALID_ARGUMENT:
         return InputError(Problem(where, f"the model refuses the request: {message}."))
+    if is_leaving(error):
+        return ServerUnavailable(f"{url} serves {model!r} no more, or not yet ({message}).")
     if status is grpc.StatusCode.NOT_FOUND or "unknown model" in said:
         return InputError(Problem("model", f"{url} serves no model {model!r} ({message})."))
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -171,7 +171,7 @@ class Protocol:
             try:
                 return (yield Call(method, request, attempts.remaining()))
             except grpc.RpcError as error:
-                seconds = attempts.pause(error.code())
+                seconds = attempts.pause(error)
                 if seconds is None:
                     raise
             yield Pause(seconds)

@@ -1,7 +1,8 @@
 """When a request is sent again.
 
 Inference changes nothing on the server, so a request may be sent twice. It is sent again only where the server was not
-there or turned it away (UNAVAILABLE): a refused request is refused again, and after a deadline nobody waits any more.
+there, turned it away (UNAVAILABLE), or was leaving: a refused request is refused again, and after a deadline nobody
+waits any more.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ import time
 
 import grpc  # type: ignore[import-untyped]
 
-__all__ = ["Attempts", "RetryBudget"]
+__all__ = ["Attempts", "RetryBudget", "is_leaving"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds, before jitter
+
+
+def is_leaving(error: grpc.RpcError) -> bool:
+    """Whether a server knows the model and serves it no more, as one does that is being stopped."""
+    return error.code() is grpc.StatusCode.NOT_FOUND and "has no available versions" in (error.details() or "")
 
 
 class RetryBudget:
@@ -64,9 +70,10 @@ class Attempts:
         """Seconds until the deadline, at least 0."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def pause(self, status: grpc.StatusCode) -> float | None:
-        """Seconds to wait before the request is sent again after this status; None where it is not."""
-        if status is not grpc.StatusCode.UNAVAILABLE or self._used == self._retries:
+    def pause(self, error: grpc.RpcError) -> float | None:
+        """Seconds to wait before the request is sent again after this error; None where it is not."""
+        again = error.code() is grpc.StatusCode.UNAVAILABLE or is_leaving(error)
+        if not again or self._used == self._retries:
             return None
         # Jitter, so that clients that failed together do not come back together.
         seconds: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._used) * random.uniform(0.5, 1.5)

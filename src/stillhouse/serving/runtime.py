@@ -14,8 +14,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in `stillhouse`, which is not there where MLflow serves
+import onnxruntime
 
 __all__ = ["PackageRuntime", "Prediction"]
 

@@ -128,6 +128,17 @@ def test_unavailable_is_tried_again(serve, predict):
     assert time.monotonic() - begin > 0.15  # the shortest two pauses: 50 and 100 ms
 
 
+def test_a_server_that_is_leaving_is_not_the_last(serve, predict):
+    model = ServedTexts()
+    leaving = (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'reviews' has no available versions")
+    model.failures = [leaving]
+    (answer,) = predict(serve(model), ["x"], retries=1)
+    assert (answer.label, len(model.requests)) == ("fair", 2)
+    model.failures = [leaving]
+    with pytest.raises(ServerUnavailable, match="serves 'reviews' no more"):
+        predict(serve(model), ["x"], retries=0)
+
+
 def test_without_retries_it_is_not(serve, predict):
     model = ServedTexts()
     model.failures = [(grpc.StatusCode.UNAVAILABLE, "going down")]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -70,3 +71,11 @@ def test_any_version_folder_and_no_stillhouse(package, tmp_path):
 def test_not_a_package(tmp_path):
     with pytest.raises(FileNotFoundError):
         PackageRuntime(Path(tmp_path))
+
+
+def test_nothing_is_reported_to_anyone(package, tmp_path):
+    """ONNX Runtime notes an id of the machine in the home folder when it is about to."""
+    code = f"from stillhouse.serving.runtime import PackageRuntime; PackageRuntime({str(package)!r}).predict(['good'])"
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    subprocess.run([sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, check=True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
