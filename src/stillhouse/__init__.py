@@ -15,8 +15,8 @@ from stillhouse.errors import (
     TrainingError,
 )
 
-# ONNX Runtime, as PyPI has it, reports to its maker and keeps an id of the machine in the home folder. It reads this when
-# it is first imported.
+# ONNX Runtime, as PyPI has it, reports to its maker and keeps an id of the machine in the home folder. It reads this
+# when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
