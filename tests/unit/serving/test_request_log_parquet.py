@@ -105,6 +105,14 @@ def test_time_range(tmp_path):
     assert read(tmp_path, until=days[1].astimezone(elsewhere))["bytes"].to_pylist() == [0, 0]
 
 
+def test_rows_of_several_processes_are_put_in_order(tmp_path):
+    later = NOON + timedelta(seconds=1)
+    write(tmp_path, HEADER, row(bytes=1), row(later + timedelta(seconds=1), bytes=3))
+    write(tmp_path, HEADER, row(later, bytes=2), at=later)
+    compact(tmp_path)
+    assert read(tmp_path)["bytes"].to_pylist() == [1, 2, 3]
+
+
 def test_an_empty_log_has_the_schema(tmp_path):
     assert read(tmp_path).schema.equals(SCHEMA)
     assert read(tmp_path).num_rows == 0
