@@ -68,11 +68,25 @@ def test_serve_a_package_folder(command, options, ports, tmp_path):
     answer = command("predict", "--json", "the film was good")
     assert json.loads(answer.stdout)[0]["model_version"] == "1"
 
-    # Served again on the same ports: those of our own server are no hindrance.
+    # Another package on the same ports: those of our own server are no hindrance, and it goes on running.
     before = server_status(tmp_path / "home").pid
-    again = command("serve", "start", str(package), *options)
+    other = build_package(tmp_path / "other", seed=1)
+    again = command("serve", "start", str(other), *options)
+    assert again.returncode == 0, again.stderr
+    assert server_status(tmp_path / "home").pid == before
+    assert server_status(tmp_path / "home").package == str(other)
+
+    # On other ports it is a new one.
+    moved = free_ports()
+    again = command("serve", str(other), "--grpc-port", str(moved.grpc), "--http-port", "0", "--metrics-port", "0")
     assert again.returncode == 0, again.stderr
     assert server_status(tmp_path / "home").pid != before
+    listed = json.loads(command("releases", "--json").stdout)
+    assert [(row["version"], row["how"], row["registered"], row["served"]) for row in listed] == [
+        ("1", "serve", False, True),
+        ("1", "serve", False, False),
+        ("1", "serve", False, False),
+    ]
 
     stopped = command("serve", "stop")
     assert (stopped.returncode, stopped.stdout) == (0, "Stopped reviews version 1.\n")

@@ -12,6 +12,7 @@ from stillhouse.artifacts import PackageManifest
 from stillhouse.client import predict_texts
 from stillhouse.deploy import DeployConfig, deploy_local, deploy_release
 from stillhouse.deploy import config as deploy_config
+from stillhouse.deploy import shelf as shelf_module
 from stillhouse.errors import RegistryError, ServingError
 from stillhouse.serving.runtime import PackageRuntime
 from stillhouse.serving.server import server_status, serving_folder, stop_server
@@ -31,7 +32,7 @@ def packages(tmp_path_factory):
     # Version 3 answers rightly in this process, and wrongly under Triton.
     front = found["3"] / "triton" / "reviews" / "1" / "model.py"
     source = front.read_text()
-    wrong = source.replace('"PROBABILITIES", probabilities[place])', '"PROBABILITIES", probabilities[place][:, ::-1])')
+    wrong = source.replace('"PROBABILITIES", probabilities)', '"PROBABILITIES", probabilities[:, ::-1].copy())')
     assert wrong != source
     front.write_text(wrong)
     PackageManifest.load(found["3"]).save(found["3"])
@@ -110,7 +111,8 @@ def test_failure_after_the_switch_brings_the_previous_release_back(registry, con
     assert served_version(config) == "1"
     back = server_status(config.home)
     assert (back.package, back.ports) == (first.package, first.ports)
-    assert back.pid != first.pid  # or the switch was never made
+    assert back.pid == first.pid  # it was never stopped
+    assert back.request  # or the switch was never made
 
 
 def test_lock_lost_after_the_switch_brings_the_previous_release_back(registry, config):
@@ -148,9 +150,10 @@ def test_release_that_does_not_load_tells_the_servers_own_lines(registry, config
     assert champion(registry) is None
 
 
-def test_old_releases_are_cleared_out(registry, config):
+def test_old_releases_are_cleared_out(registry, config, monkeypatch):
+    monkeypatch.setattr(shelf_module, "_KEPT", 2)
     registry.packages = {str(n): registry.packages["1" if n % 2 else "2"] for n in range(1, 4)}
     for version in registry.packages:
         deploy_local(dataclasses.replace(config, version=version), registry=registry, smoke_rows=TEXTS[:2])
     shelf = Path(server_status(config.home).package).parent
-    assert sorted(path.name.split("-")[0] for path in shelf.iterdir()) == ["2", "3"]
+    assert sorted(path.name.split("-")[0] for path in shelf.iterdir() if path.is_dir()) == ["2", "3"]

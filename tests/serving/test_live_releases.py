@@ -25,7 +25,8 @@ from stillhouse.serving.server import is_answering, read_status, start_server, s
 
 def fetched(folder, version, *, served_name="reviews", change=None, **options):
     """A package fetched as a version; `change` alters it before its digests are taken again."""
-    package = build_package(folder, served_name=served_name, **options)
+    # Refused for no load but where a test wants it: the machine may be busy with more than these tests.
+    package = build_package(folder, served_name=served_name, **{"queue_timeout_ms": 30_000, **options})
     set_model_version(package / "triton", served_name, version)
     if change:
         change(package)
@@ -212,10 +213,9 @@ def test_stopped_under_load_it_answers_what_it_accepted(own_server, tmp_path):
     waiting = [answer for answer in load.answers if answer.sent < asked < answer.received]
     assert len(waiting) == 12  # two at work, and ten in the queue
     assert [answer.error for answer in waiting if answer.error] == []
-    # What came later was refused, not dropped; and nothing but being refused ended it.
-    refused = [answer.error for answer in load.failed]
-    assert refused
-    assert all("no available versions" in error or "failed to connect" in error for error in refused), set(refused)
+    assert all(answer.sent > asked for answer in load.failed)
+    # What came later was refused; the last ones when the server closed its connections, long after it took anything.
+    assert {answer.error[:23] for answer in load.failed if answer.sent < asked + 1} == {"[StatusCode.NOT_FOUND] "}
     log = (own_server.folder / "logs/server.log").read_text()
     assert "Signal (11)" not in log
     assert "stopping: answering what was accepted" in (own_server.folder / "logs/supervisor.log").read_text()

@@ -22,6 +22,7 @@ from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
 from stillhouse.cli.kubeflow import schedule, submit
 from stillhouse.cli.output import print_error
+from stillhouse.cli.releases import releases, rollback
 from stillhouse.cli.serve import app as serve
 
 __all__ = ["app", "main"]
@@ -173,6 +174,8 @@ def report(
 
 
 app.add_typer(serve, name="serve")
+app.command()(releases)
+app.command()(rollback)
 app.add_typer(bench, name="bench")
 
 

@@ -57,7 +57,8 @@ def start(
 ) -> None:
     """Serve a registered model or a package folder, in place of what is served now.
 
-    Returns when the model has answered. The alias `champion` stays where it is: only the pipeline moves it.
+    Returns when the model has answered. Where the ports stay the same, no request is lost. The alias `champion` stays
+    where it is: only the pipeline and `stillhouse rollback` move it.
     """
     from stillhouse.cli.extras import require
     from stillhouse.cli.output import stderr, stdout
@@ -65,7 +66,9 @@ def start(
 
     require("tritonclient", "local", "`stillhouse serve`")
     require("tokenizers", "local", "`stillhouse serve`")
-    from stillhouse.serving.server import serving_folder, start_server, stop_folder
+    from stillhouse.deploy.local import serve_instead
+    from stillhouse.serving.journal import record_release
+    from stillhouse.serving.server import serving_folder, stop_folder
     from stillhouse.serving.supervisor import Supervisor
     from stillhouse.serving.triton import Ports, platform_problems
 
@@ -74,17 +77,20 @@ def start(
     folder = serving_folder(writable_home())
     ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
     config = _server_config(model_uri, folder, ports)
-    if stopped := stop_folder(folder):
-        stderr().print(f"Stopped {stopped.model} version {stopped.version}.")
+    registered = model_uri is None or model_uri.startswith("models:")
     what = f"{config.model} version {config.version} at gRPC 127.0.0.1:{ports.grpc}"
     if not foreground:
-        start_server(config)
+        serve_instead(config)
+        record_release(config, "serve", registered=registered)
         stdout().print(f"Serving {what}. Stop it with `stillhouse serve stop`.", markup=False, soft_wrap=True)
         return
+    if stopped := stop_folder(folder):
+        stderr().print(f"Stopped {stopped.model} version {stopped.version}.")
     if taken := ports.taken():
         raise InputError(taken)
     stderr().print(f"Starting {what}. Ctrl-C stops it.", markup=False, soft_wrap=True)
-    raise typer.Exit(Supervisor(config).run())
+    record_release(config, "serve", registered=registered)
+    raise typer.Exit(Supervisor(config, echo=True).run())
 
 
 @app.command()

@@ -14,7 +14,7 @@ from stillhouse.serving.server import server_status
 from stillhouse.serving.triton import Ports, platform_problems
 from stillhouse.state import home as home_folder
 
-__all__ = ["CONFLICTS", "TARGETS", "DeployConfig", "container_marker"]
+__all__ = ["CONFLICTS", "TARGETS", "DeployConfig", "container_marker", "version_problems"]
 
 TARGETS = ("none", "local", "kubernetes")
 CONFLICTS = ("wait", "yield")
@@ -51,8 +51,7 @@ class DeployConfig:
     def problems(self) -> list[Problem]:
         """Everything that would keep this deployment from being made here, the state of this machine included."""
         found = name_problems(self.model_name)
-        if self.version and not re.fullmatch(r"[1-9][0-9]{0,17}", self.version):
-            found.append(Problem("version", f"{self.version!r} is not a positive whole number."))
+        found += version_problems("version", self.version)
         if self.deploy_conflict not in CONFLICTS:
             remedy = f"Choose one of: {', '.join(CONFLICTS)}."
             found.append(Problem("deploy_conflict", f"{self.deploy_conflict!r} is unknown.", remedy))
@@ -74,6 +73,13 @@ class DeployConfig:
             ours = serving.ports if serving and serving.status not in ("dead", "failed") else None
             found += self.ports.taken(except_ports=(ours.grpc, ours.http, ours.metrics) if ours else ())
         return found
+
+
+def version_problems(where: str, version: str) -> list[Problem]:
+    """What is wrong with the number of a registered version; none is no problem."""
+    if not version or re.fullmatch(r"[1-9][0-9]{0,17}", version):
+        return []
+    return [Problem(where, f"{version!r} is not a positive whole number.")]
 
 
 # Inode numbers of the namespaces that the kernel makes at boot (include/linux/proc_ns.h).

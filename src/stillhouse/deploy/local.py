@@ -7,24 +7,23 @@ fails all the same, the previous one is put back in the same way. The alias `cha
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from stillhouse.artifacts import PackageManifest, sha256_file
 from stillhouse.deploy.config import DeployConfig
+from stillhouse.deploy.shelf import PackageSource, clear_out, fetch_release, keep_texts, release_at_hand
 from stillhouse.deploy.smoke import KnownAnswer, known_answers, smoke_test
-from stillhouse.errors import InputError, ManifestError, Problem, ServingError, StillhouseError
+from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 from stillhouse.evaluation.table import CHAMPION
 from stillhouse.progress import Step
-from stillhouse.serving.repository import set_model_version
+from stillhouse.serving.journal import record_release
 from stillhouse.serving.server import (
     ServerConfig,
     ServerStatus,
     read_status,
+    read_wanted,
     serving_folder,
     start_server,
     stop_folder,
@@ -38,7 +37,7 @@ __all__ = ["Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_rele
 _LOCK_SECONDS = 900.0
 
 
-class Registry(Protocol):
+class Registry(PackageSource, Protocol):
     """What deploying needs of the model registry."""
 
     def get_alias(self, name: str, alias: str) -> str | None:
@@ -49,9 +48,6 @@ class Registry(Protocol):
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias."""
-
-    def fetch_package(self, name: str, version: str, destination: Path) -> Path:
-        """Bring a version's package to `destination` and check it. Returns the folder with `package.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +106,7 @@ def deploy_local(
     smoke_rows: Sequence[str | Mapping[str, Any]],
     step: Step | None = None,
     allowed: Callable[[], None] | None = None,
+    how: str = "deploy",
 ) -> Endpoint:
     """Serve a registered version on this machine, and call it `champion`.
 
@@ -121,6 +118,7 @@ def deploy_local(
         step: told how far the work is.
         allowed: called right before the endpoint is taken over, and again before the alias is moved; raises where that
             must not be done any more.
+        how: what the journal says of it: `deploy` or `rollback`.
 
     Raises:
         InputError: the deployment cannot be made here; nothing was changed.
@@ -141,7 +139,7 @@ def deploy_local(
         # deploy a model at all is for the registry's lock, which other machines know of too.
         with FileLock(folder / "deploy.lock", timeout=_LOCK_SECONDS):
             return _deploy_locked(
-                config, registry, smoke_rows, folder, step or Step("deploy"), allowed or (lambda: None)
+                config, registry, smoke_rows, folder, step or Step("deploy"), allowed or (lambda: None), how
             )
     except Timeout:
         raise ServingError(f"another deployment holds {folder / 'deploy.lock'} for {_LOCK_SECONDS:g} s.") from None
@@ -154,9 +152,12 @@ def _deploy_locked(
     folder: Path,
     step: Step,
     allowed: Callable[[], None],
+    how: str,
 ) -> Endpoint:
     step.progress(0, 4, "fetch the release")
-    package = fetch_release(registry, config.model_name, config.version, folder / "repository")
+    shelf = folder / "repository" / config.model_name
+    package = how == "rollback" and release_at_hand(folder, config.model_name, config.version)
+    package = package or fetch_release(registry, config.model_name, config.version, shelf.parent)
     answers = known_answers(package, smoke_rows)
     public = ServerConfig(
         folder=folder, package=package, model=config.model_name, version=config.version, ports=config.ports
@@ -173,6 +174,8 @@ def _deploy_locked(
     if previous and _serves(previous, public, answers):
         allowed()
         _move_alias(registry, config)
+        if how == "rollback":
+            record_release(public, how)
         return replace(endpoint, kept=True)
 
     step.progress(1, 4, "try it on spare ports")
@@ -191,7 +194,9 @@ def _deploy_locked(
         else:
             stop_folder(folder)
         raise
-    _clear_out(package.parent, keep={str(package), previous.package if previous else ""})
+    record_release(public, how)
+    keep_texts(shelf, [answer.text for answer in answers])
+    clear_out(folder, config.model_name, keep={str(package), previous.package if previous else ""})
     step.progress(4, 4, "")
     return endpoint
 
@@ -224,7 +229,7 @@ def _serves(status: ServerStatus, wanted: ServerConfig, answers: Sequence[KnownA
 
 def _try_beside(public: ServerConfig, answers: Sequence[KnownAnswer]) -> None:
     """Run the release on spare ports, beside whatever serves now, and test it there."""
-    trial = replace(public, folder=public.folder / "candidate", ports=free_ports())
+    trial = replace(public, folder=public.folder / "candidate", ports=free_ports(), niceness=10)
     trial.folder.mkdir(parents=True, exist_ok=True)
     stop_folder(trial.folder)
     try:
@@ -245,8 +250,9 @@ def _tested(server: ServerConfig, answers: Sequence[KnownAnswer]) -> None:
 
 def _bring_back(previous: ServerStatus, folder: Path, error: BaseException) -> None:
     """Have the previous release serve again on its ports; nothing is done where it still does."""
-    now = read_status(folder)
-    if now and (now.status, now.package, now.ports) == ("ready", previous.package, previous.ports):
+    now, wanted = read_status(folder), read_wanted(folder)
+    changing = now is not None and wanted is not None and wanted[0] != now.request  # interrupted half-way
+    if now and not changing and (now.status, now.package, now.ports) == ("ready", previous.package, previous.ports):
         return
     config = ServerConfig(
         folder=folder,
@@ -276,47 +282,3 @@ def _move_alias(registry: Registry, config: DeployConfig) -> None:
             else:
                 registry.set_alias(config.model_name, CHAMPION, before)
         raise
-
-
-def fetch_release(registry: Registry, name: str, version: str, repository: Path) -> Path:
-    """Fetch a version, check it, and lay it out to be served as that version.
-
-    Args:
-        registry: where it is.
-        name: registered name, which the package must serve under.
-        version: registered version; Triton's version folders bear it afterwards.
-        repository: where releases are kept. A release's folder is never changed once it is there.
-
-    Returns:
-        The package's folder, `<repository>/<name>/<version>-<start of the manifest's sha256>`: after a registry was
-        made anew, the same number may mean another package.
-
-    Raises:
-        ManifestError: a file is missing or altered, or the package serves another name.
-    """
-    shelf = repository / name
-    shelf.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=shelf) as scratch:
-        fetched = registry.fetch_package(name, version, Path(scratch) / "package")
-        manifest = PackageManifest.load(fetched)
-        if manifest.served_name != name:
-            what = f"serves under the name {manifest.served_name!r}, and is registered as {name!r}."
-            raise ManifestError(str(fetched), what, "Package it again with that model_name.")
-        set_model_version(fetched / "triton", name, version)
-        verify_release(fetched, manifest, version)
-        release = shelf / f"{version}-{sha256_file(fetched / PackageManifest.filename())[:12]}"
-        if release.exists():
-            try:
-                verify_release(release, manifest, version)
-                return release
-            except ManifestError:
-                shutil.rmtree(release)  # altered since it was fetched
-        fetched.rename(release)
-    return release
-
-
-def _clear_out(shelf: Path, *, keep: set[str]) -> None:
-    """Remove all releases of a model but the present and the previous one."""
-    for path in shelf.iterdir():
-        if path.is_dir() and str(path) not in keep:
-            shutil.rmtree(path, ignore_errors=True)

@@ -150,10 +150,11 @@ class LiveRepository:
         """
         before, after = encoder_name(old.model), encoder_name(new.model)
         bridge = f"{after}.next"
-        leaving = processes(self.folder / before)
+        leaving: Sequence[psutil.Process] = []
         try:
             if before == after and not self._side_by_side(old, new):
                 self._bring_in(new, bridge, control, processes)
+                leaving = processes(self.folder / after)
                 shutil.rmtree(self.folder / after)
             self._bring_in(new, after, control, processes)
         except ServingError:
@@ -164,6 +165,7 @@ class LiveRepository:
                 self._remove(model, control, processes)
         leftover = self.folder / before / old.version
         if old.model == new.model and old.version != new.version and leftover.exists():
+            leaving = processes(leftover)
             shutil.rmtree(leftover)
             control.load(before)  # which finds one version less, and leaves the other as it is
         psutil.wait_procs(leaving, timeout=_DRAIN_SECONDS)
@@ -195,9 +197,7 @@ class LiveRepository:
             with suppress(ServingError):
                 control.unload(model)
 
-    def _remove(
-        self, model: str, control: ModelControl, processes: Callable[[Path], Sequence[psutil.Process]]
-    ) -> None:
+    def _remove(self, model: str, control: ModelControl, processes: Callable[[Path], Sequence[psutil.Process]]) -> None:
         leaving = processes(self.folder / model)
         control.unload(model)
         shutil.rmtree(self.folder / model, ignore_errors=True)

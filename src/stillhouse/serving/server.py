@@ -82,6 +82,8 @@ class ServerConfig:
     """Seconds from a start to the first answer."""
     max_restarts: int = 5
     """Restarts in a row that do not last a minute, after which the supervisor gives up."""
+    niceness: int = 0
+    """How far the server stands back for other processes, 0 to 19; one that is only tried need not hold up others."""
     drain_timeout: float = 20.0
     """Seconds that a server which is stopped may take to answer what it accepted."""
     log_bytes: int = 10 * 2**20

@@ -34,6 +34,7 @@ from stillhouse.errors import InputError, ServingError, StillhouseError
 from stillhouse.serving.live import LiveRepository, ModelControl, model_processes
 from stillhouse.serving.logs import RotatingLog
 from stillhouse.serving.processes import end_group, remove_shared_memory, shared_memory_prefix
+from stillhouse.serving.repository import encoder_name
 from stillhouse.serving.server import LOG_MARK, ServerConfig, ServerStatus, read_wanted
 from stillhouse.serving.triton import Triton, find_triton
 from stillhouse.serving.verify import verify_release
@@ -54,7 +55,8 @@ ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+os.nice(int(sys.argv[2]))
+os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
@@ -171,7 +173,7 @@ class Supervisor:
         sink, self._log_reader = self._log.follow()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(config.niceness), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -191,7 +193,7 @@ class Supervisor:
         answer = ""
         while time.monotonic() < deadline:
             if not (answer := self._probe()) or self._stopping:
-                self._models = self._processes()
+                self._models = self._serving()
                 return ""
             if ended := self._ended():
                 return ended
@@ -227,12 +229,13 @@ class Supervisor:
         trouble = self._put_in_place(old, new)
         if not trouble and (trouble := self._probe(new)) and not self._stopping:
             self._put_in_place(new, old)
-        self._models = self._processes()
         if trouble:
+            self._models = self._serving()
             self._say(f"{_name(old)} stays: {trouble}")
             self._save(request=request, request_error=trouble, request_log=tuple(self._status.log_tail()))
             return
         self._config = new
+        self._models = self._serving()
         self._say(f"ready: {_name(new)}, after {time.monotonic() - begin:.1f} s")
         release = {"model": new.model, "version": new.version, "package": str(new.package), "message": ""}
         self._save(**release, request=request, request_error="", request_log=())
@@ -247,8 +250,13 @@ class Supervisor:
     def _control(self) -> ModelControl:
         return ModelControl(self._status.grpc_url, self._key, timeout=self._config.start_timeout)
 
-    def _processes(self, models: Path | None = None) -> list[psutil.Process]:
-        return model_processes(self._process.pid, models or self._live.folder) if self._process else []
+    def _processes(self, models: Path) -> list[psutil.Process]:
+        return model_processes(self._process.pid, models) if self._process else []
+
+    def _serving(self) -> list[psutil.Process]:
+        """The processes without which the present release cannot answer; one that it replaced may take its time."""
+        names = (self._config.model, encoder_name(self._config.model))
+        return [p for name in names for p in self._processes(self._live.folder / name / self._config.version)]
 
     def _ended(self) -> str:
         """Which of the server's processes is no more; empty while all are there."""
