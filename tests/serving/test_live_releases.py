@@ -26,7 +26,7 @@ from stillhouse.serving.server import is_answering, read_status, start_server, s
 def fetched(folder, version, *, served_name="reviews", change=None, **options):
     """A package fetched as a version; `change` alters it before its digests are taken again."""
     # Refused for no load but where a test wants it: the machine may be busy with more than these tests.
-    package = build_package(folder, served_name=served_name, **{"queue_timeout_ms": 30_000, **options})
+    package = build_package(folder, served_name=served_name, **{"max_wait_ms": 0, **options})
     set_model_version(package / "triton", served_name, version)
     if change:
         change(package)
@@ -203,7 +203,7 @@ def slow_front(package):
 
 
 def test_stopped_under_load_it_answers_what_it_accepted(own_server, tmp_path):
-    slow = fetched(tmp_path / "slow", "1", change=slow_front, max_batch_size=2, queue_timeout_ms=10_000)
+    slow = fetched(tmp_path / "slow", "1", change=slow_front, batch_rows=2)
     started = start_server(config_of(own_server, slow, "1"))
     with constant_load(started.grpc_url, "reviews", TEXTS, threads=12) as load:
         time.sleep(2)
@@ -249,9 +249,7 @@ def test_killed_under_load_it_answers_again_within_10_seconds(own_server, releas
 
 
 def test_overload_is_no_reason_to_restart(own_server, tmp_path):
-    slow = fetched(
-        tmp_path / "slow", "1", change=slow_front, max_batch_size=1, max_queue_size=1, queue_timeout_ms=10_000
-    )
+    slow = fetched(tmp_path / "slow", "1", change=slow_front, batch_rows=1, max_queue_size=1)
     started = start_server(config_of(own_server, slow, "1", probe_interval=0.2))
     with constant_load(started.grpc_url, "reviews", TEXTS, threads=12) as load:
         time.sleep(8)

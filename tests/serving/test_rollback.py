@@ -53,7 +53,7 @@ def outside_of_containers(monkeypatch):
 def packages(tmp_path_factory):
     root = tmp_path_factory.mktemp("packages")
     # Refused for no load: a machine that is busy with more than these tests shall not fail them.
-    return {v: build_package(root / v, seed=int(v), queue_timeout_ms=30_000) for v in ("1", "2", "3")}
+    return {v: build_package(root / v, seed=int(v), max_wait_ms=0) for v in ("1", "2", "3")}
 
 
 @pytest.fixture

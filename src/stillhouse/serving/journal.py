@@ -45,6 +45,7 @@ def record_release(config: ServerConfig, how: str, *, registered: bool = True) -
         how=how,
         registered=registered,
     )
+    config.folder.mkdir(parents=True, exist_ok=True)
     with (config.folder / _NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
 

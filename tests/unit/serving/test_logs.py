@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_last_line_without_an_end_is_kept(tmp_path):
     assert (tmp_path / "server.log").read_text() == "whole\nhalf\n"
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 def test_a_full_disk_stops_nobody(tmp_path):
     (tmp_path / "server.log").symlink_to("/dev/full")
     log = RotatingLog(tmp_path / "server.log", largest=1 << 30, keep=1)
