@@ -60,6 +60,7 @@ def test_what_may_not_be_handed_over_yet_is_kept_for_a_day(root: str, tmp_path: 
 
     def train(key: str, *, handed_over: bool = False) -> Path | None:
         with open_store(root, key) as store:
+            assert not filesystem.exists(f"{path}/finished/{key}")  # it has begun
             found = store.latest()
             if found is None:
                 write_checkpoint(store.folder, 5)
