@@ -5,16 +5,18 @@ from __future__ import annotations
 import queue
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_package import LABELS, TEXTS
+from tiny_package import LABELS, TEXTS, build_package
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from stillhouse.client import predict_texts
 from stillhouse.errors import InputError, ServingError
 from stillhouse.serving.runtime import PackageRuntime
+from stillhouse.serving.server import is_answering, start_server
 from stillhouse.serving.triton import free_ports
 
 
@@ -147,3 +149,22 @@ def test_http_and_metrics_answer_and_administration_is_closed(server):
         pytest.raises(InferenceServerException, match="restricted"),
     ):
         client.unload_model("reviews")
+
+
+def test_repeated_texts_come_from_the_cache_and_latencies_are_summarised(own_server, tmp_path):
+    package = build_package(tmp_path / "package", response_cache=True)
+    status = start_server(replace(own_server, package=package, version="1"))
+    with grpc.InferenceServerClient(status.grpc_url) as client:
+        answers = [client.infer("reviews", text_input(["a great film"])) for _ in range(3)]
+        (statistics,) = client.get_inference_statistics("reviews").model_stats
+    assert statistics.inference_stats.cache_hit.count == 2
+    assert len({answer.as_numpy("PROBABILITIES").tobytes() for answer in answers}) == 1
+    assert is_answering(status)  # asks what was not asked before: an answer from the cache would prove nothing
+    with grpc.InferenceServerClient(status.grpc_url) as client:
+        (later,) = client.get_inference_statistics("reviews").model_stats
+    assert later.inference_stats.cache_hit.count == 2
+    with urllib.request.urlopen(f"http://127.0.0.1:{status.ports.metrics}/metrics") as page:
+        assert (
+            'nv_inference_request_summary_us{model="reviews-encoder",version="1",quantile="0.99"}'
+            in page.read().decode()
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
+from stillhouse.tasks.front_models.request_log import RequestLog
 
 __all__ = ["TOLERANCE", "KnownAnswer", "known_answers", "smoke_test"]
 
@@ -89,7 +90,7 @@ def _fault(url: str, model: str, version: str, answer: KnownAnswer, timeout: flo
     from stillhouse.client import predict_texts
 
     try:
-        (row,) = predict_texts(url, model, [answer.text], timeout=timeout)
+        (row,) = predict_texts(url, model, [answer.text], timeout=timeout, request_id=RequestLog.PROBE_ID)
     except StillhouseError as error:
         return f"{_REFUSED}: {error}"
     if row["model_version"] != version:

@@ -31,12 +31,14 @@ from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 from stillhouse.serving.processes import end_group, is_running, remove_shared_memory
 from stillhouse.serving.triton import LOOPBACK, Ports, find_triton
 from stillhouse.serving.verify import verify_release
+from stillhouse.tasks.front_models.request_log import RequestLog
 
 __all__ = [
     "LOG_MARK",
     "ServerConfig",
     "ServerStatus",
     "is_answering",
+    "probe_text",
     "read_status",
     "read_wanted",
     "server_status",
@@ -72,8 +74,6 @@ class ServerConfig:
     version: str
     """Version that its answers carry."""
     ports: Ports = field(default_factory=Ports)
-    probe_text: str = "ok"
-    """What the supervisor asks to learn whether the server answers."""
     probe_interval: float = 5.0
     """Seconds between probes of a server that answers."""
     probe_timeout: float = 30.0
@@ -133,7 +133,7 @@ class ServerStatus:
     """The last change of release that was asked for and is done with; see `switch_server`."""
     request_error: str = ""
     """Why it was not made; empty where it was."""
-    request_log: tuple[str, ...] = ()
+    request_lines: tuple[str, ...] = ()
     """What Triton said about that."""
 
     @property
@@ -152,7 +152,9 @@ class ServerStatus:
         """The state in `folder`; None if there is none that can be read."""
         try:
             body = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-            return cls(**{**body, "ports": Ports(**body["ports"]), "request_log": tuple(body.get("request_log", ()))})
+            return cls(
+                **{**body, "ports": Ports(**body["ports"]), "request_lines": tuple(body.get("request_lines", ()))}
+            )
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -187,12 +189,19 @@ def read_status(folder: Path) -> ServerStatus | None:
     return status
 
 
+def probe_text() -> str:
+    """A text that was not asked before, so that the answer is not one from the response cache."""
+    return f"probe {time.time_ns()}"
+
+
 def is_answering(status: ServerStatus, *, timeout: float = 10.0) -> bool:
     """Whether the server answers a real inference now, as the version that it should be."""
     from stillhouse.client import predict_texts
 
     try:
-        (row,) = predict_texts(status.grpc_url, status.model, ["ok"], timeout=timeout)
+        (row,) = predict_texts(
+            status.grpc_url, status.model, [probe_text()], timeout=timeout, request_id=RequestLog.PROBE_ID
+        )
     except StillhouseError:
         return False
     return bool(row["model_version"] == status.version)
@@ -294,7 +303,7 @@ def switch_server(config: ServerConfig) -> ServerStatus:
             message = status.message if status else "it was stopped."
             raise ServingError(f"the server ended while it changed to {what}: {message}")
         if status.request == request and status.request_error:
-            raise ServingError(f"{what} did not come up: {status.request_error}", status.request_log)
+            raise ServingError(f"{what} did not come up: {status.request_error}", status.request_lines)
         if status.request == request:
             return status
         time.sleep(0.1)

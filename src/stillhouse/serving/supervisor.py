@@ -35,9 +35,10 @@ from stillhouse.serving.live import LiveRepository, ModelControl, model_processe
 from stillhouse.serving.logs import RotatingLog
 from stillhouse.serving.processes import end_group, remove_shared_memory, shared_memory_prefix
 from stillhouse.serving.repository import encoder_name
-from stillhouse.serving.server import LOG_MARK, ServerConfig, ServerStatus, read_wanted
+from stillhouse.serving.server import LOG_MARK, ServerConfig, ServerStatus, probe_text, read_wanted
 from stillhouse.serving.triton import Triton, find_triton
 from stillhouse.serving.verify import verify_release
+from stillhouse.tasks.front_models.request_log import RequestLog
 
 __all__ = ["Supervisor", "main"]
 
@@ -232,13 +233,13 @@ class Supervisor:
         if trouble:
             self._models = self._serving()
             self._say(f"{_name(old)} stays: {trouble}")
-            self._save(request=request, request_error=trouble, request_log=tuple(self._status.log_tail()))
+            self._save(request=request, request_error=trouble, request_lines=tuple(self._status.log_tail()))
             return
         self._config = new
         self._models = self._serving()
         self._say(f"ready: {_name(new)}, after {time.monotonic() - begin:.1f} s")
         release = {"model": new.model, "version": new.version, "package": str(new.package), "message": ""}
-        self._save(**release, request=request, request_error="", request_log=())
+        self._save(**release, request=request, request_error="", request_lines=())
 
     def _put_in_place(self, old: ServerConfig, new: ServerConfig) -> str:
         def switch() -> None:
@@ -274,7 +275,9 @@ class Supervisor:
 
         def answer() -> None:
             url = self._status.grpc_url
-            (row,) = predict_texts(url, config.model, [config.probe_text], timeout=config.probe_timeout)
+            (row,) = predict_texts(
+                url, config.model, [probe_text()], timeout=config.probe_timeout, request_id=RequestLog.PROBE_ID
+            )
             if row["model_version"] != config.version:
                 raise ServingError(f"version {row['model_version']} answers.")
 

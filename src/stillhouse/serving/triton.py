@@ -30,6 +30,7 @@ from stillhouse.errors import InputError, Problem, ServingError
 __all__ = ["LOOPBACK", "Ports", "Triton", "find_triton", "free_ports", "platform_problems"]
 
 LOOPBACK = "127.0.0.1"
+_CACHE_BYTES = 64 * 2**20
 _HINT = "Serve with NVIDIA's image, or run on Linux x86-64 with glibc 2.35 and Python 3.10 to 3.12."
 
 
@@ -142,6 +143,7 @@ class Triton:
 
     binary: Path
     backends: Path
+    caches: Path
     environment: dict[str, str]
 
     def command(
@@ -174,6 +176,10 @@ class Triton:
             f"--allow-http={'true' if ports.http else 'false'}",
             f"--allow-metrics={'true' if ports.metrics else 'false'}",
             "--allow-gpu-metrics=false",
+            "--metrics-config=summary_latencies=true",
+            # For packages that ask for a response cache; others use none of it.
+            f"--cache-directory={self.caches}",
+            f"--cache-config=local,size={_CACHE_BYTES}",
         ]
         if ports.http:
             command += [
@@ -211,7 +217,7 @@ def find_triton(folder: Path) -> Triton:
             f"the local Triton server needs libraries that this machine lacks: {', '.join(missing)}. "
             f"libpython comes with the system's package libpython{python}, or with a Python built with --enable-shared."
         )
-    return Triton(binary, backends, environment)
+    return Triton(binary, backends, server / "caches", environment)
 
 
 def _assemble_backends(folder: Path, native: Path, stub: Path) -> Path:

@@ -65,7 +65,7 @@ def test_passwords_have_no_place_in_a_parameter(source: Path):
 
 
 def test_a_model_is_not_named_as_the_registry_s_queues_are(source: Path):
-    with pytest.raises(InputError, match="does not end in .deploy-lock"):
+    with pytest.raises(InputError, match=r"does not end in \.deploy-lock"):
         inspect_run(parameters(source, model_name="reviews.deploy-lock"))
 
 

@@ -43,9 +43,13 @@ def test_free_ports_differ():
     assert len({ports.grpc, ports.http, ports.metrics}) == 3
 
 
+def command_of(folder, ports):
+    server = Triton(folder / "tritonserver", folder, folder, {})
+    return server.command(folder, ports, models=["m"], shared_memory="x", key="k")
+
+
 def test_everything_listens_on_loopback(tmp_path):
-    server = Triton(tmp_path / "tritonserver", tmp_path, {})
-    command = server.command(tmp_path, Ports(grpc=1, http=2, metrics=3), shared_memory="x")
+    command = command_of(tmp_path, Ports(grpc=1, http=2, metrics=3))
     assert [part for part in command if "address" in part] == [
         f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")
     ]
@@ -54,9 +58,9 @@ def test_everything_listens_on_loopback(tmp_path):
 
 
 def test_http_and_metrics_can_be_off(tmp_path):
-    command = Triton(tmp_path, tmp_path, {}).command(tmp_path, Ports(grpc=1, http=0, metrics=0), shared_memory="x")
+    command = command_of(tmp_path, Ports(grpc=1, http=0, metrics=0))
     assert {"--allow-http=false", "--allow-metrics=false"} <= set(command)
-    assert not [part for part in command if part.startswith(("--http", "--metrics"))]
+    assert not [part for part in command if part.startswith(("--http", "--metrics-port", "--metrics-address"))]
 
 
 def test_other_platforms_are_told(monkeypatch):
