@@ -157,7 +157,7 @@ class LiveRepository:
                 leaving = processes(self.folder / after)
                 shutil.rmtree(self.folder / after)
             self._bring_in(new, after, control, processes)
-        except ServingError:
+        except (ServingError, OSError):  # a full disk too
             self._restore(old, control)
             raise
         for model in (bridge, *((old.model, before) if old.model != new.model else ())):
