@@ -190,30 +190,38 @@ class TritonPythonModel:
                 _send_error(sender, f"TEXT cannot be read: {error}", pb_utils.TritonError.INVALID_ARG)
 
     def _work(self) -> None:
-        """Classify batch after batch, until the queue is closed and empty."""
+        """Serve batch after batch, until the queue is closed and empty."""
         import triton_python_backend_utils as pb_utils
 
         while True:
             batch, late = self._queue.take()
             if not batch and not late:
                 return
-            for waiting in late:
-                _send_error(waiting.sender, "the request waited too long", pb_utils.TritonError.UNAVAILABLE)
-            texts = [text for waiting in batch for text in waiting.texts]
             begin = time.monotonic()
             try:
-                probabilities, labels = self._classifier.classify(texts)
-            except Exception as error:
-                for waiting in batch:
-                    _send_error(waiting.sender, f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL)
-            else:
-                row = 0
-                for waiting in batch:
-                    rows = slice(row, row + len(waiting.texts))
-                    self._answer(waiting, probabilities[rows], labels[rows])
-                    row = rows.stop
+                for waiting in late:
+                    _send_error(waiting.sender, "the request waited too long", pb_utils.TritonError.UNAVAILABLE)
+                self._serve(batch)
+            except Exception as error:  # without this thread nothing would be answered any more
+                pb_utils.Logger.log_error(f"a batch of {len(batch)} requests failed: {error!r}")
             finally:
-                self._queue.done(len(texts), begin)
+                self._queue.done(sum(len(waiting.texts) for waiting in batch), begin)
+
+    def _serve(self, batch: Sequence[_Waiting]) -> None:
+        """Classify the texts of all requests together, and answer each request on its own."""
+        import triton_python_backend_utils as pb_utils
+
+        try:
+            probabilities, labels = self._classifier.classify([text for waiting in batch for text in waiting.texts])
+        except Exception as error:
+            for waiting in batch:
+                _send_error(waiting.sender, f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL)
+            return
+        row = 0
+        for waiting in batch:
+            rows = slice(row, row + len(waiting.texts))
+            self._answer(waiting, probabilities[rows], labels[rows])
+            row = rows.stop
 
     def _answer(self, waiting: _Waiting, probabilities: NDArray[np.float32], labels: list[str]) -> None:
         import triton_python_backend_utils as pb_utils
@@ -265,7 +273,10 @@ class TritonPythonModel:
 def _send(sender: Any, response: Any) -> None:
     import triton_python_backend_utils as pb_utils
 
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception as error:  # of a caller who is gone; the others are still to be answered
+        pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")
 
 
 def _send_error(sender: Any, message: str, code: int) -> None:
