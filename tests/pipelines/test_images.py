@@ -95,14 +95,16 @@ def test_the_names_are_tied_to_the_release_and_can_be_others():
     assert image("ops", registry="registry.example/team/", tag="7") == "registry.example/team/stillhouse-ops:7"
 
 
-def test_make_builds_what_the_components_name():
+def test_make_builds_what_the_components_name_and_what_serves():
+    steps, servers = {"train", "ops"}, {"triton", "triton-dev"}
+    assert {image(name) for name in steps} == {TRAIN_IMAGE, OPS_IMAGE}
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "REGISTRY", "TAG")}
     done = subprocess.run(["make", "-n", "images"], cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert set(re.findall(r"--tag (\S+)", done.stdout)) == {TRAIN_IMAGE, OPS_IMAGE}, done.stderr
-    assert done.stdout.count(f"--build-arg VERSION={__version__} ") == 2
+    assert set(re.findall(r"--tag (\S+)", done.stdout)) == {image(name) for name in steps | servers}, done.stderr
+    assert done.stdout.count(f"--build-arg VERSION={__version__} ") == 4
     other = ["make", "-n", "images", "REGISTRY=registry.example/team", "TAG=7"]
     done = subprocess.run(other, cwd=ROOT, capture_output=True, text=True, env=environment)
-    names = {image(name, registry="registry.example/team", tag="7") for name in ("train", "ops")}
+    names = {image(name, registry="registry.example/team", tag="7") for name in steps | servers}
     assert set(re.findall(r"--tag (\S+)", done.stdout)) == names
 
 
