@@ -52,7 +52,8 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "STILLHOUSE_HOME": str(folder), "NO_COLOR": "1"}
+        # Wide enough for every table, whatever runs the tests.
+        self.environment = {**os.environ, "STILLHOUSE_HOME": str(folder), "NO_COLOR": "1", "COLUMNS": "160"}
         self.environment.pop("MLFLOW_TRACKING_URI", None)
 
     def command(self, *arguments: str) -> list[str]:
