@@ -27,6 +27,7 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandI
         "KFP_CA_CERTIFICATE",
         "MLFLOW_TRACKING_URI",
         "KFP_TIME_ZONE",
+        "COLUMNS",  # whoever runs tests side by side sets a narrow one
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
