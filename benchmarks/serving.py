@@ -24,6 +24,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 import sys
@@ -337,8 +338,6 @@ def constant_load(url: str, texts: Sequence[str], threads: int = 4) -> Iterator[
 
 
 def copy_release(package: Path, target: Path, version: str) -> None:
-    import shutil
-
     shutil.copytree(package, target)
     set_model_version(target / "triton", MODEL, version)
 

@@ -17,10 +17,10 @@ from leftovers import remains
 
 from stillhouse.artifacts import PackageManifest
 from stillhouse.client import predict_texts
-from stillhouse.deploy.local import verify_release
 from stillhouse.errors import InputError, ServingError
 from stillhouse.serving.server import ServerConfig, is_answering, read_status, start_server, stop_folder
 from stillhouse.serving.triton import LOOPBACK
+from stillhouse.serving.verify import verify_release
 
 
 def eventually(condition, seconds=60):

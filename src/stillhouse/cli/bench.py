@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
 from stillhouse.errors import InputError, Problem, ServingError
 
 if TYPE_CHECKING:
@@ -36,16 +37,8 @@ def _bench() -> None:
 
 @app.command()
 def serve(
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="gRPC endpoint.  [default: the local server's]", show_default=False),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Name of the served model.  [default: the local server's]", show_default=False
-        ),
-    ] = None,
+    url: ServedUrl = None,
+    model: ServedModel = None,
     texts: Annotated[
         str | None,
         typer.Option(
@@ -74,9 +67,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ramp up the load on a served model, and print throughput and latency at each step.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from stillhouse.cli.options import AsJson
+
 __all__ = ["Place", "Work", "schedule", "submit"]
 
 Endpoint = Annotated[
@@ -70,7 +72,6 @@ Settings = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Give one parameter another value. May be given many times."),
 ]
 Experiment = Annotated[str, typer.Option(metavar="NAME", help="Kubeflow's experiment, created if need be.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the schedule.")]
 
 

@@ -21,6 +21,7 @@ import typer
 from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
 from stillhouse.cli.kubeflow import schedule, submit
+from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
 from stillhouse.cli.output import print_error
 from stillhouse.cli.releases import releases, rollback
 from stillhouse.cli.serve import app as serve
@@ -49,7 +50,6 @@ Cluster = Annotated[
     str,
     typer.Option("--cluster", "-c", metavar="NAME|FILE", help="`gpu`, `cpu`, or a file that describes your cluster."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -132,16 +132,8 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT", help="Texts; without any, lines of standard input.")
     ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="gRPC endpoint.  [default: the local server's]", show_default=False),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Name of the served model.  [default: the local server's]", show_default=False
-        ),
-    ] = None,
+    url: ServedUrl = None,
+    model: ServedModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a served model about texts, over gRPC."""

@@ -10,6 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from stillhouse.cli.options import AsJson
+
 __all__ = ["releases", "rollback"]
 
 
@@ -17,9 +19,7 @@ def releases(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Name of a model; without it, all of them.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List what was served on this machine and when, the newest first: what serves now, and what is champion."""
     from stillhouse.cli.extras import require

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from stillhouse.cli.options import AsJson
 from stillhouse.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -106,9 +107,7 @@ def stop() -> None:
 
 @app.command()
 def status(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is served and whether it answers, now. Exits with 1 unless it does."""
     from stillhouse.cli.output import print_json, stdout
@@ -151,9 +150,10 @@ def _server_config(model_uri: str | None, folder: Path, ports: Any) -> ServerCon
         InputError: there is no such model or package, or a port cannot be used.
     """
     from stillhouse.artifacts import PackageManifest
-    from stillhouse.deploy.local import fetch_release, verify_release
+    from stillhouse.deploy.shelf import fetch_release
     from stillhouse.serving.repository import model_version
     from stillhouse.serving.server import ServerConfig, read_status
+    from stillhouse.serving.verify import verify_release
 
     running = read_status(folder)
     live = running.ports if running and running.status not in ("dead", "failed") else None

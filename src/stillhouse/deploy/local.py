@@ -30,9 +30,8 @@ from stillhouse.serving.server import (
     switch_server,
 )
 from stillhouse.serving.triton import LOOPBACK, free_ports
-from stillhouse.serving.verify import verify_release
 
-__all__ = ["Endpoint", "Registry", "deploy_local", "deploy_release", "fetch_release", "serve_instead", "verify_release"]
+__all__ = ["Endpoint", "Registry", "deploy_local", "deploy_release", "serve_instead"]
 
 _LOCK_SECONDS = 900.0
 

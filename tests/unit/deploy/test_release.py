@@ -5,9 +5,10 @@ from folder_registry import FolderRegistry
 from tiny_package import TEXTS, build_package
 
 from stillhouse.artifacts import PackageManifest
-from stillhouse.deploy.local import fetch_release, verify_release
+from stillhouse.deploy.shelf import fetch_release
 from stillhouse.deploy.smoke import known_answers
 from stillhouse.errors import InputError, ManifestError, ServingError
+from stillhouse.serving.verify import verify_release
 
 
 @pytest.fixture
