@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -10,6 +9,7 @@ import sys
 import time
 
 import pytest
+from command_line import CommandLine
 from leftovers import remains
 from tiny_package import build_package
 
@@ -32,22 +32,7 @@ def options(ports):
 
 @pytest.fixture
 def command(tmp_path):
-    """Runs `stillhouse` with a state folder of its own."""
-    environment = {**os.environ, "STILLHOUSE_HOME": str(tmp_path / "home")}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "stillhouse.cli.main", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    run.environment = environment
-    yield run
+    yield CommandLine(tmp_path / "home")
     stop_server(tmp_path / "home")
     assert remains(serving_folder(tmp_path / "home")) == []
 

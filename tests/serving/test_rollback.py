@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+from command_line import CommandLine
 from constant_load import constant_load
 from leftovers import remains
 from tiny_package import TEXTS, build_package
@@ -166,19 +164,7 @@ def test_while_a_run_is_deploying(registry, home, deploy, monkeypatch):
 
 
 def test_on_the_command_line(registry, home, deploy):
-    environment = {**os.environ, "STILLHOUSE_HOME": str(home)}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-
-    def command(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "stillhouse.cli.main", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
+    command = CommandLine(home)
     empty = command("releases")
     assert (empty.returncode, empty.stdout) == (0, "Nothing was served here yet.\n"), empty.stderr
     nothing = command("rollback")
