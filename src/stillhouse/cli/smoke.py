@@ -24,8 +24,8 @@ def smoke(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='Known answers: a JSON list of {"text", "label", "probabilities"}, of which the label or only the '
-            "probabilities may be left out. Without it, one text is asked, and only the version is checked.",
+            help='Known answers: a JSON list of {"text", "label", "probabilities"}; the last two may be left out. '
+            "Without it, one text is asked, and only the version is checked.",
         ),
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Encrypt, and trust the usual certificate authorities.")] = False,
