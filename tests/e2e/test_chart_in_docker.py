@@ -376,6 +376,23 @@ def test_an_altered_manifest_keeps_it_from_starting(
 # -- ending -----------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_pod_accepted_is_answered_though_callers_stay(plain: Release, registered: Registered):
+    """Callers that ask this one pod to the end. Last: it ends the pod."""
+    (pod,) = plain.pods
+    texts = [row["text"] for row in registered.answers]
+    with constant_load(f"{pod.ip}:8001", SERVED, texts, threads=16) as load:
+        time.sleep(1)
+        begin = time.monotonic()
+        ending = pod.delete()
+        time.sleep(0.5)
+    assert (ending.hook_exit, ending.exit_code) == (0, 0), (ending, pod.log())
+    # Until the model is unloaded, endpoints and long connections have gone: all are answered. Then there are refusals.
+    refused = [answer.error for answer in load.failed]
+    assert refused and all(error.startswith(("[StatusCode.NOT_FOUND]", "[StatusCode.UNAVAILABLE]")) for error in refused)
+    assert min(answer.sent for answer in load.failed) > begin + 6
+    assert sum(begin < answer.sent < begin + 6 for answer in load.answered) > 100
+
+
 def test_a_pod_ends_under_load_and_nobody_notices(secured: Release, registered: Registered, caller: Tls):
     """Callers on long connections, without retries; the other pod takes over. Last: it ends one of the pods."""
     first, second = secured.pods
