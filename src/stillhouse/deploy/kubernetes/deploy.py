@@ -23,6 +23,7 @@ from stillhouse.deploy.kubernetes.access import cluster_access
 from stillhouse.deploy.kubernetes.helm import Helm, HelmError
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision, SmokeTestFailed
 from stillhouse.deploy.kubernetes.values import Pinned, canary_values, pin, release_values, same_release
+from stillhouse.deploy.shelf import PLAIN_TEXTS
 from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, ServiceRegistry, move_champion
 from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 from stillhouse.evaluation.table import CHAMPION
@@ -53,7 +54,10 @@ def deploy_kubernetes(
     step: Step | None = None,
     allowed: Allowed | None = None,
 ) -> Endpoint:
-    """Serve a registered version on Kubernetes, and call it `champion`; a `stillhouse.deploy.target.Target`."""
+    """Serve a registered version on Kubernetes, and call it `champion`; a `stillhouse.deploy.target.Target`.
+
+    Without `smoke_rows`, the texts that the release was tested with last are asked again.
+    """
     problems = config.problems()
     if not config.version:
         problems.append(Problem("version", "no version is given.", "Register the model first."))
@@ -64,7 +68,8 @@ def deploy_kubernetes(
         stack.enter_context(terminable())
         release = stack.enter_context(opened(config))
         step.progress(0, 4, "fetch the release")
-        pinned = pin(registry, config.model_name, config.version, smoke_rows)
+        rows = smoke_rows or _texts_before(release)
+        pinned = pin(registry, config.model_name, config.version, rows)
         change = Change(config, registry, release, step, allowed or (lambda: None))
         return change.deploy(pinned)
 
@@ -221,6 +226,13 @@ class Change:
                 else:
                     self.registry.begin_service(name, before.version, where=self.release.where)
         return fault
+
+
+def _texts_before(release: HelmRelease) -> list[str]:
+    """The texts that the release was tested with last, for a deployment that comes without rows of its own."""
+    last = release.last()
+    answers = (last.values.get("smokeTest") or {}).get("answers") if last else None
+    return [str(row["text"]) for row in answers or ()] or list(PLAIN_TEXTS)
 
 
 def endpoint_of(release: HelmRelease, model: str, *, kept: bool = False, pinned: Pinned | None = None) -> Endpoint:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from stillhouse.deploy.kubernetes.access import Access
+from stillhouse.errors import ServingError
 from stillhouse.redaction import redacted
 
-__all__ = ["diagnosis"]
+__all__ = ["api_errors", "diagnosis"]
 
 _TIMEOUT_S = 30
 _PODS = 3
@@ -137,6 +139,19 @@ def _events(core: Any, namespace: str, release: str, pods: set[str]) -> list[str
         about = f"{event.involved_object.kind.lower()} {event.involved_object.name}"
         lines.append(f"event of {about}: {event.reason}: {' '.join((event.message or '').split())}{times}")
     return lines
+
+
+@contextmanager
+def api_errors(what: str) -> Iterator[None]:
+    """Turn the API's refusals into errors that say what was wanted."""
+    from kubernetes.client import ApiException
+    from kubernetes.config import ConfigException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (ApiException, HTTPError, ConfigException) as error:
+        raise ServingError(f"Could not {what}: {_reason(error)}") from None
 
 
 def _reason(error: BaseException) -> str:

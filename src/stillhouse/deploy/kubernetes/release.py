@@ -90,7 +90,8 @@ class HelmRelease:
 
     def __init__(self, helm: Helm, access: Access, name: str, timeout_s: float) -> None:
         self.name, self.namespace = name, access.namespace
-        self._helm, self._access, self._timeout_s = helm, access, timeout_s
+        self.access = access
+        self._helm, self._timeout_s = helm, timeout_s
         self._known: dict[int, Revision] = {}
         self.changes = 0
         """Revisions that were asked for here; each is the next number, where helm got so far."""
@@ -189,7 +190,7 @@ class HelmRelease:
                 )
         except HelmError as error:
             what = f"Revision {last.number} of {self.name} was left {left}, and going back failed: {error.said}"
-            raise ServingError(what, diagnosis(self._access, self.name)) from None
+            raise ServingError(what, diagnosis(self.access, self.name)) from None
         _log.warning(done)
         return done
 
@@ -241,7 +242,7 @@ class HelmRelease:
 
     def diagnosis(self) -> list[str]:
         """What the cluster says of the release's pods."""
-        return diagnosis(self._access, self.name)
+        return diagnosis(self.access, self.name)
 
     def _wait(self, *arguments: str, values: Mapping[str, Any] | None = None) -> None:
         self.changes += 1

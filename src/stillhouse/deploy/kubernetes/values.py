@@ -12,7 +12,7 @@ from typing import Any
 
 from stillhouse.artifacts import PackageManifest, sha256_file
 from stillhouse.deploy.kubernetes.settings import KubernetesSettings
-from stillhouse.deploy.shelf import PackageSource
+from stillhouse.deploy.shelf import PLAIN_TEXTS, PackageSource
 from stillhouse.deploy.smoke import KnownAnswer, known_answers
 from stillhouse.errors import InputError, ManifestError, Problem
 from stillhouse.redaction import holds_credentials
@@ -24,7 +24,6 @@ __all__ = ["Pinned", "canary_values", "pin", "release_values", "same_release"]
 _ROWS = 16
 _BYTES = 64 * 1024
 """Of the known answers as JSON: they stand in a ConfigMap and in helm's own record, of 1 MiB each at most."""
-_PLAIN_ROWS = ("ok", "The quick brown fox jumps over the lazy dog.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def _limited(rows: Sequence[str | Mapping[str, Any]]) -> list[str | Mapping[str,
         if len(found) < _ROWS and size <= room:
             found.append(row)
             room -= size
-    return found or list(_PLAIN_ROWS if rows else ())
+    return found or list(PLAIN_TEXTS if rows else ())
 
 
 def release_values(settings: KubernetesSettings, pinned: Pinned) -> dict[str, Any]:
