@@ -98,7 +98,11 @@ class Cluster:
         found = {}
         for pod in self.of("pods"):
             labels = pod["metadata"].get("labels", {})
-            if _TRACK in labels and pod["status"]["phase"] == "Running" and pod["status"]["conditions"][-1]["status"] == "True":
+            if (
+                _TRACK in labels
+                and pod["status"]["phase"] == "Running"
+                and pod["status"]["conditions"][-1]["status"] == "True"
+            ):
                 found[labels[_TRACK]] = labels[_VERSION]
         return found
 
@@ -138,7 +142,12 @@ class Cluster:
         name = body["metadata"]["name"]
         if (plural, namespace, name) in self.objects:
             raise Refused(409, "AlreadyExists", f'{plural} "{name}" already exists')
-        body["metadata"] |= {"namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
+        body["metadata"] |= {
+            "namespace": namespace,
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": now(),
+            "generation": 1,
+        }
         return self._store((plural, namespace, name), body, "ADDED")
 
     def _put(self, key: Key, body: Object, kind: str) -> Object:
@@ -146,7 +155,10 @@ class Cluster:
         version = body["metadata"].get("resourceVersion")
         if version and version != held["metadata"]["resourceVersion"]:
             raise Refused(409, "Conflict", f'the object "{key[2]}" has been modified')
-        body["metadata"] = {**{k: held["metadata"][k] for k in ("uid", "creationTimestamp", "generation")}, **body["metadata"]}
+        body["metadata"] = {
+            **{k: held["metadata"][k] for k in ("uid", "creationTimestamp", "generation")},
+            **body["metadata"],
+        }
         return self._store(key, body, "MODIFIED")
 
     def _patch(self, key: Key, body: Object, kind: str) -> Object:
@@ -347,7 +359,13 @@ def pod_status(spec: Object, behaviour: str) -> Object:
         "succeeded": {"terminated": {"exitCode": 0, "reason": "Completed"}},
         "failed": {"terminated": {"exitCode": 1, "reason": "Error"}},
     }
-    phases = {"ready": "Running", "crash": "Running", "pending": "Pending", "succeeded": "Succeeded", "failed": "Failed"}
+    phases = {
+        "ready": "Running",
+        "crash": "Running",
+        "pending": "Pending",
+        "succeeded": "Succeeded",
+        "failed": "Failed",
+    }
     ready = behaviour == "ready"
     containers = [
         {

@@ -67,6 +67,7 @@ def deploy_kubernetes(
     with ExitStack() as stack:
         stack.enter_context(terminable())
         release = stack.enter_context(opened(config))
+        release.refuse_foreign(release.last(), config.model_name)
         step.progress(0, 4, "fetch the release")
         rows = smoke_rows or _texts_before(release)
         pinned = pin(registry, config.model_name, config.version, rows)

@@ -19,7 +19,7 @@ from stillhouse.deploy.kubernetes.access import Access
 from stillhouse.errors import InputError, Problem, ServingError
 from stillhouse.redaction import redacted
 
-__all__ = ["HELM_VARIABLE", "Helm", "HelmError", "find_helm", "rendering_problems"]
+__all__ = ["HELM_VARIABLE", "Helm", "HelmError", "find_helm"]
 
 HELM_VARIABLE = "STILLHOUSE_HELM"
 """Environment variable that names the binary, where it is not the `helm` on the path."""
@@ -28,7 +28,6 @@ _QUICK_S = 120.0
 """Seconds for what only reads or writes a few objects."""
 _GRACE_S = 30.0
 _PR_SET_PDEATHSIG = 1
-_SCHEMA_REFUSED = "values don't meet the specifications of the schema"
 
 
 class HelmError(ServingError):
@@ -134,28 +133,3 @@ def _last_word(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if not re.match(r"(WARNING:|[WIE]\d{4} )", line)]
     start = next((n for n, line in enumerate(lines) if line.startswith("Error: ")), max(0, len(lines) - 5))
     return "\n".join(lines[start:]).removeprefix("Error: ").strip()
-
-
-def rendering_problems(said: str, where: str) -> list[Problem]:
-    """What helm found wrong with values before it changed anything; empty where its error is about something else.
-
-    Args:
-        said: helm's error.
-        where: what the values are called, such as `serving_values`.
-    """
-    if _SCHEMA_REFUSED in said:
-        return [_schema_problem(line[2:].strip(), where) for line in said.splitlines() if line.startswith("- ")]
-    if match := re.search(r"execution error at \([^)]*\): (.*)", said, re.DOTALL):
-        return [Problem(where, " ".join(match[1].split()), "")]
-    return []
-
-
-def _schema_problem(line: str, where: str) -> Problem:
-    """`replicas: Invalid type. …` (helm 3.10) or `at '/replicas': got string, …` (helm 3.18)."""
-    if match := re.match(r"at '(?P<path>[^']*)': (?P<what>.*)", line):
-        path = match["path"].strip("/").replace("/", ".")
-    elif match := re.match(r"(?P<path>[^:]*): (?P<what>.*)", line):
-        path = "" if match["path"] == "(root)" else match["path"]
-    else:
-        return Problem(where, line)
-    return Problem(f"{where}.{path}" if path else where, match["what"].rstrip(".") + ".")

@@ -10,11 +10,12 @@ from typing import Any
 
 from stillhouse.deploy.kubernetes.access import Access
 from stillhouse.deploy.kubernetes.diagnosis import diagnosis
-from stillhouse.deploy.kubernetes.helm import Helm, HelmError, rendering_problems
+from stillhouse.deploy.kubernetes.helm import Helm, HelmError
+from stillhouse.deploy.kubernetes.rendering import refusals
 from stillhouse.deploy.kubernetes.settings import chart_folder
 from stillhouse.errors import InputError, Problem, ServingError
 
-__all__ = ["HelmRelease", "Revision", "SmokeTestFailed", "rendered_problems"]
+__all__ = ["HelmRelease", "Revision", "SmokeTestFailed"]
 
 _HISTORY = 30
 """Revisions that are kept; a deployment makes one, with a canary two."""
@@ -206,7 +207,7 @@ class HelmRelease:
         try:
             self._wait(*arguments, values=values)
         except HelmError as error:
-            if problems := rendering_problems(error.said, "serving_values"):
+            if problems := refusals(error.said):
                 raise InputError(problems) from None
             raise
 
@@ -260,15 +261,6 @@ class HelmRelease:
         what = f"serves the model {last.model}" if last.model else f"is of the chart {last.chart}"
         remedy = "Give another namespace, or another name of the release."
         raise InputError(Problem("release", f"{self.name} in {self.namespace} {what}.", remedy))
-
-
-def rendered_problems(helm: Helm, values: Mapping[str, Any]) -> list[Problem]:
-    """What the chart finds wrong with values: helm renders it, and asks no cluster."""
-    try:
-        helm.run("template", "check", str(chart_folder()), values=values)
-    except HelmError as error:
-        return rendering_problems(error.said, "serving_values") or [Problem("serving_values", error.said)]
-    return []
 
 
 def _part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stillhouse.deploy.kubernetes.schema import schema_problems
+from stillhouse.deploy.prometheus import prometheus_problems
 from stillhouse.errors import Problem
-from stillhouse.redaction import holds_credentials
 
 __all__ = ["KubernetesSettings", "chart_folder", "release_name"]
 
@@ -81,23 +81,9 @@ class KubernetesSettings:
         ):
             if not 0 < value <= most:
                 found.append(Problem(name, f"{value:g} is out of range.", f"Give minutes from 1 to {most}."))
-        found += self._prometheus_problems()
+        if self.prometheus_url:
+            found += prometheus_problems(self.prometheus_url)
         return found + self._values_problems()
-
-    def _prometheus_problems(self) -> list[Problem]:
-        url = self.prometheus_url
-        if not url:
-            return []
-        if holds_credentials(url):
-            what = "holds a user's name or password, and parameters are shown to everyone."
-            return [Problem("prometheus_url", what, "Leave it out: ask Prometheus from where it needs none.")]
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            good = False
-        remedy = "Write it as http://prometheus.monitoring:9090."
-        return [] if good else [Problem("prometheus_url", f"{url!r} is not the address of a web server.", remedy)]
 
     def _values_problems(self) -> list[Problem]:
         found = []
