@@ -190,7 +190,7 @@ def _credential_problems(parameters: Mapping[str, Any]) -> list[Problem]:
 
 
 def _chart_problems(parameters: Mapping[str, Any], found: Sequence[Problem]) -> list[Problem]:
-    """What the chart finds wrong with the values for it, where there is helm to ask; else it is found out when deploying."""
+    """What the chart finds wrong with the values for it, where there is helm to ask; else deploying finds it out."""
     if parameters["deploy_target"] != "kubernetes" or any(p.where.startswith("serving_values") for p in found):
         return []
     return rendered_problems(_deploy_config(parameters).kubernetes)
