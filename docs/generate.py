@@ -163,7 +163,10 @@ def chart_readme(folder: Path) -> str:
     """A chart's page: what a person wrote up to the heading of the values, and the values."""
     written, heading, _ = (folder / "README.md").read_text(encoding="utf-8").partition(VALUES)
     assert heading, f"{folder.name}/README.md has no line {VALUES!r}"
-    lines = [VALUES, "<!-- From here on written by docs/generate.py, from values.yaml; `make docs` writes it again. -->\n"]
+    lines = [
+        VALUES,
+        "<!-- From here on written by docs/generate.py, from values.yaml; `make docs` writes it again. -->\n",
+    ]
     for section, rows in chart_values(folder / "values.yaml"):
         lines += [*([f"{section}\n"] if section else []), "| Key | Default | Meaning |", "|---|---|---|"]
         lines += [f"| `{key}` | {code(default)} | {cell(meaning)} |" for key, default, meaning in rows]

@@ -241,10 +241,11 @@ def endpoint_of(release: HelmRelease, model: str, *, kept: bool = False, pinned:
     last = release.last()
     assert last is not None
     host = str(last.values.get("fullnameOverride") or release.name)
+    port = (last.values.get("service") or {}).get("port") or _GRPC_PORT
     return Endpoint(
         model=model,
         version=last.version,
-        grpc_url=f"{host}.{release.namespace}.svc:{_GRPC_PORT}",
+        grpc_url=f"{host}.{release.namespace}.svc:{port}",
         kept=kept,
         answers=pinned.answers if pinned else (),
         details={

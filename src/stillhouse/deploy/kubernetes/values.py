@@ -99,7 +99,8 @@ def release_values(settings: KubernetesSettings, pinned: Pinned) -> dict[str, An
     mlflow = dict(values.get("mlflow") or {})
     mlflow.setdefault("trackingUri", _tracking_uri(settings))
     values["mlflow"] = mlflow
-    values["smokeTest"] = {**(values.get("smokeTest") or {}), "answers": [dict(row) for row in pinned.asked]}
+    asked = [dict(row) for row in pinned.asked]
+    values["smokeTest"] = {**(values.get("smokeTest") or {}), "enabled": True, "answers": asked}
     return values
 
 
@@ -116,7 +117,8 @@ def canary_values(stable: Mapping[str, Any], settings: KubernetesSettings, pinne
     wanted = settings.values.get("canary") or {}
     model = {"version": pinned.version, "manifestSha256": pinned.digest}
     values["canary"] = {**wanted, "enabled": True, "weight": settings.canary_weight, "model": model}
-    values["smokeTest"] = {**(values.get("smokeTest") or {}), "canaryAnswers": [dict(row) for row in pinned.asked]}
+    asked = [dict(row) for row in pinned.asked]
+    values["smokeTest"] = {**(values.get("smokeTest") or {}), "enabled": True, "canaryAnswers": asked}
     return values
 
 
