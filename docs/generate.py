@@ -175,10 +175,10 @@ def chart_readme(folder: Path) -> str:
 
 
 def chart_values(path: Path) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """A chart's values by section: what stands above a top-level map, and (key, default as JSON, meaning) of what is in it.
+    """A chart's values by section: what stands above a top-level map; key, default and meaning of what it holds.
 
-    The comment above a key is its meaning. A map whose own keys have no comment is one row. Top-level keys that are no maps
-    are rows of the section before them, if that is of such keys too, or else of one without a text.
+    The comment above a key is its meaning. A map whose own keys have no comment is one row. Top-level keys that are no
+    maps are rows of a section without a text.
 
     Raises:
         ValueError: a key has no comment, with all such keys.

@@ -5,8 +5,8 @@
     python3 pod.py drain MODEL    waits until callers have gone, then until everything accepted is answered
 
 It speaks HTTP over loopback, and needs nothing but Python's standard library: either of the images that serve has that.
-The environment variable POD_KEY opens Triton's calls that administer models. Exit code 0, or 1 with the reason on standard
-error, which ends up in the pod's events.
+The environment variable POD_KEY opens Triton's calls that administer models. Exit code 0, or 1 with the reason on
+standard error, which ends up in the pod's events.
 """
 
 from __future__ import annotations
