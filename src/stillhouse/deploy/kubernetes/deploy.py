@@ -10,8 +10,6 @@ rows, then gets its share of the requests while its metrics are watched, and tak
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -27,6 +25,7 @@ from stillhouse.deploy.shelf import PLAIN_TEXTS
 from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, ServiceRegistry, move_champion
 from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 from stillhouse.evaluation.table import CHAMPION
+from stillhouse.interrupts import terminable
 from stillhouse.progress import Step
 
 __all__ = ["Change", "deploy_kubernetes", "endpoint_of", "opened"]
@@ -255,20 +254,3 @@ def endpoint_of(release: HelmRelease, model: str, *, kept: bool = False, pinned:
             "revision": last.number,
         },
     )
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end a step with an exception, so that the way back is taken."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
-        return
-
-    def end(*_: object) -> None:
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -8,11 +8,12 @@ from typing import Protocol
 
 from stillhouse.deploy.by_hand import WAIT_SECONDS, holder
 from stillhouse.deploy.config import DeployConfig
-from stillhouse.deploy.kubernetes.deploy import Change, endpoint_of, opened, terminable
+from stillhouse.deploy.kubernetes.deploy import Change, endpoint_of, opened
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision
 from stillhouse.deploy.target import Endpoint, ServiceRegistry
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.table import CHAMPION
+from stillhouse.interrupts import terminable
 from stillhouse.progress import Step
 from stillhouse.registry import LockBusy
 from stillhouse.registry.lock import DeployLock
