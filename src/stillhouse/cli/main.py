@@ -20,6 +20,7 @@ import typer
 
 from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
+from stillhouse.cli.deploy import deploy, status
 from stillhouse.cli.fetch import fetch
 from stillhouse.cli.kubeflow import schedule, submit
 from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
@@ -176,6 +177,8 @@ def report(
 
 
 app.add_typer(serve, name="serve")
+app.command()(deploy)
+app.command()(status)
 app.command()(releases)
 app.command()(rollback)
 app.command()(fetch)
