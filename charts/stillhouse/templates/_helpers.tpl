@@ -97,15 +97,12 @@ postgresql+psycopg2://{{ .host }}:{{ .port }}/{{ .name }}?sslmode={{ .sslMode }}
 
 {{/* A rule that lets pods look names up. */}}
 {{- define "stillhouse.dnsEgress" -}}
-- to:
-    - namespaceSelector:
-        matchLabels:
-          kubernetes.io/metadata.name: {{ .Values.networkPolicy.dns.namespace }}
-      podSelector:
-        matchLabels: {{- toYaml .Values.networkPolicy.dns.podLabels | nindent 10 }}
-  ports:
+- ports:
     - {port: 53, protocol: UDP}
     - {port: 53, protocol: TCP}
+  {{- with .Values.networkPolicy.dns.to }}
+  to: {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end }}
 
 {{/* What `stillhouse publish` is told: the same as in values, with the keys that it has. */}}
