@@ -20,6 +20,7 @@ import typer
 
 from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
+from stillhouse.cli.deploy import deploy, status
 from stillhouse.cli.kubeflow import publish, schedule, submit
 from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
 from stillhouse.cli.output import print_error
@@ -167,6 +168,8 @@ def report(
 
 
 app.add_typer(serve, name="serve")
+app.command()(deploy)
+app.command()(status)
 app.command()(releases)
 app.command()(rollback)
 app.add_typer(bench, name="bench")

@@ -28,6 +28,7 @@ from stillhouse.registry.register import (
     log_and_register,
 )
 from stillhouse.registry.run_record import RunRecord, download_evaluation, find_run, leave_run
+from stillhouse.registry.service import ServicePeriod
 from stillhouse.registry.tracking import as_default, redact, registry_errors
 
 __all__ = ["MlflowRegistry", "RegisteredChampion"]
@@ -258,6 +259,37 @@ class MlflowRegistry(Connection):
                 client.set_tag(record.run_id, TAG_PREFIX + key, value)
                 if record.version:
                     client.set_model_version_tag(record.model_name, record.version, TAG_PREFIX + key, value)
+
+    def begin_service(self, name: str, version: str, *, where: str) -> None:
+        """Record that a version is in production from now on.
+
+        The period of another version that stands open at the same place ends; one of this very version goes on.
+
+        Args:
+            name: registered name.
+            version: registered version.
+            where: a short public name of the place: `local HOST`, `kubernetes NAMESPACE/RELEASE`.
+
+        Raises:
+            RegistryError: there is no such version, or the registry refused or could not be reached.
+        """
+        raise NotImplementedError
+
+    def end_service(self, name: str, *, where: str) -> None:
+        """Record that no version of a model is in production at a place any more; nothing happens where none was.
+
+        Raises:
+            RegistryError: the registry refused, or could not be reached.
+        """
+        raise NotImplementedError
+
+    def service_history(self, name: str) -> list[ServicePeriod]:
+        """When each version of a model was in production, the newest period first; empty for an unknown model.
+
+        Raises:
+            RegistryError: the registry could not be read.
+        """
+        raise NotImplementedError
 
     def models(self) -> list[dict[str, Any]]:
         """Every version that Stillhouse registered: by name, the newest first.
