@@ -155,10 +155,11 @@ def resource(manifest: Manifest) -> tuple[str, str]:
 HELM = {"get", "list", "watch", "create", "patch", "delete"}
 """What Helm does with what a chart renders, its hooks included."""
 BESIDE = {
-    ("", "secrets"): {"get", "list", "create", "update", "patch", "delete"},
-    ("", "pods"): HELM,
+    ("", "secrets"): {"get", "list", "create", "update", "delete"},
+    ("", "pods"): {"get", "list", "watch", "create", "delete"},
     ("", "pods/log"): {"get"},
     ("", "events"): {"get", "list", "watch"},
+    ("", "namespaces"): {"get"},
     ("apps", "replicasets"): {"get", "list", "watch"},
 }
 """What deploying needs beside what the chart renders."""
@@ -169,12 +170,15 @@ def test_the_deployer_may_do_what_helm_does_with_charts_triton_and_no_more(rende
     if not (files := sorted(triton.glob("*.yaml"))):
         pytest.skip(f"there are no values in {triton}")
     kinds = {resource(manifest) for values in files for manifest in render("triton", values)}
-    role = granted(one(rendered(MINIMAL), "Role", "house-deployer"))
+    manifest = one(rendered(MINIMAL), "Role", "house-deployer")
+    role = granted(manifest)
     for kind in sorted(kinds):
         assert role.get(kind, set()) >= (BESIDE.get(kind) or HELM), kind
     assert set(role) == kinds | set(BESIDE)
     for kind, verbs in role.items():
         assert verbs <= BESIDE.get(kind, HELM), kind
+    (own,) = [rule for rule in manifest["rules"] if rule["resources"] == ["namespaces"]]
+    assert own["resourceNames"] == [manifest["metadata"]["namespace"]]
 
 
 def test_no_role_is_wide(rendered: Any):
