@@ -163,7 +163,10 @@ def chart_readme(folder: Path) -> str:
     """A chart's page: what a person wrote up to the heading of the values, and the values."""
     written, heading, _ = (folder / "README.md").read_text(encoding="utf-8").partition(VALUES)
     assert heading, f"{folder.name}/README.md has no line {VALUES!r}"
-    lines = [VALUES, "<!-- From here on written by docs/generate.py, from values.yaml; `make docs` writes it again. -->\n"]
+    lines = [
+        VALUES,
+        "<!-- From here on written by docs/generate.py, from values.yaml; `make docs` writes it again. -->\n",
+    ]
     for section, rows in chart_values(folder / "values.yaml"):
         lines += [*([f"{section}\n"] if section else []), "| Key | Default | Meaning |", "|---|---|---|"]
         lines += [f"| `{key}` | {code(default)} | {cell(meaning)} |" for key, default, meaning in rows]
@@ -172,10 +175,10 @@ def chart_readme(folder: Path) -> str:
 
 
 def chart_values(path: Path) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """A chart's values by section: what stands above a top-level map, and (key, default as JSON, meaning) of what is in it.
+    """A chart's values by section: what stands above a top-level map; key, default and meaning of what it holds.
 
-    The comment above a key is its meaning. A map whose own keys have no comment is one row. Top-level keys that are no maps
-    are rows of the section before them, if that is of such keys too, or else of one without a text.
+    The comment above a key is its meaning. A map whose own keys have no comment is one row. Top-level keys that are no
+    maps are rows of a section without a text.
 
     Raises:
         ValueError: a key has no comment, with all such keys.

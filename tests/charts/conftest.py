@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 CHARTS = Path(__file__).resolve().parents[2] / "charts"
+KUBERNETES = "1.29.0"
+"""Of the cluster that charts are rendered for: the one that this helm assumes is older than the charts take."""
 
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
@@ -56,7 +58,8 @@ def render(run_helm: Run) -> Render:
         flags: Sequence[str] = (),
         **options: Any,
     ) -> list[Manifest]:
-        done = run_helm("template", chart, values, *sets, flags=[f"--namespace={namespace}", *flags], **options)
+        known = [f"--namespace={namespace}", f"--kube-version={KUBERNETES}", *flags]
+        done = run_helm("template", chart, values, *sets, flags=known, **options)
         assert done.returncode == 0, done.stderr
         return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
@@ -68,7 +71,7 @@ def refusal(run_helm: Run) -> Callable[..., str]:
     """Renders a chart that must be refused, and returns what helm says."""
 
     def refused(chart: str, values: Path | Sequence[Path] | None = None, *sets: str) -> str:
-        done = run_helm("template", chart, values, *sets)
+        done = run_helm("template", chart, values, *sets, flags=[f"--kube-version={KUBERNETES}"])
         assert done.returncode != 0, f"helm took {sets}"
         return done.stderr
 

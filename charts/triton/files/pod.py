@@ -5,8 +5,8 @@
     python3 pod.py drain MODEL    waits until callers have gone, then until everything accepted is answered
 
 It speaks HTTP over loopback, and needs nothing but Python's standard library: either of the images that serve has that.
-The environment variable POD_KEY opens Triton's calls that administer models. Exit code 0, or 1 with the reason on standard
-error, which ends up in the pod's events.
+The environment variable POD_KEY opens Triton's calls that administer models. Exit code 0, or 1 with the reason on
+standard error, which ends up in the pod's events.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def live(triton: Triton, model: str, timeout: float) -> str:
     deadline = time.monotonic() + timeout
     # A text that was not asked before, so that the answer is not one from a cache.
     texts = {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": [f"probe {time.time_ns()}"]}
-    status, body = triton.call("POST", f"/v2/models/{model}/infer", {"id": PROBE_ID, "inputs": [texts]}, timeout=timeout)
+    status, body = triton.call(
+        "POST", f"/v2/models/{model}/infer", {"id": PROBE_ID, "inputs": [texts]}, timeout=timeout
+    )
     if status == 200 and body.get("outputs"):
         return f"version {body.get('model_version')} answered"
     error = str(body.get("error", body))

@@ -54,17 +54,18 @@ once, each line with its key and what to do.
 
 {{- define "triton.scalingFaults" -}}
 {{- $scaling := .Values.autoscaling -}}
+{{- $ratio := float64 $scaling.queueRatio -}}
 {{- $found := list -}}
 {{- if $scaling.enabled }}
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) }}{{ $found = append $found (printf "autoscaling.minReplicas is %v, above autoscaling.maxReplicas, %v." $scaling.minReplicas $scaling.maxReplicas) }}{{ end -}}
 {{- if and $scaling.cpuUtilization (not ((.Values.resources.requests).cpu)) }}{{ $found = append $found "autoscaling.cpuUtilization is a share of resources.requests.cpu, which is not given." }}{{ end -}}
 {{- if eq $scaling.kind "keda" }}
-{{- if and $scaling.queueRatio (not $scaling.keda.prometheusUrl) }}{{ $found = append $found "autoscaling.keda.prometheusUrl is required for autoscaling.queueRatio: where KEDA reads the ratio. Without Prometheus, give autoscaling.queueRatio: 0." }}{{ end -}}
-{{- if not (or $scaling.queueRatio $scaling.cpuUtilization) }}{{ $found = append $found "autoscaling.queueRatio and autoscaling.cpuUtilization are both 0: there is nothing to scale by." }}{{ end -}}
+{{- if and $ratio (not $scaling.keda.prometheusUrl) }}{{ $found = append $found "autoscaling.keda.prometheusUrl is required for autoscaling.queueRatio: where KEDA reads the ratio. Without Prometheus, give autoscaling.queueRatio: 0." }}{{ end -}}
+{{- if not (or $ratio $scaling.cpuUtilization) }}{{ $found = append $found "autoscaling.queueRatio and autoscaling.cpuUtilization are both 0: there is nothing to scale by." }}{{ end -}}
 {{- if $scaling.hpa.queueMetric }}{{ $found = append $found "autoscaling.hpa.queueMetric is given, and autoscaling.kind is keda: give kind: hpa." }}{{ end -}}
 {{- else }}
 {{- if $scaling.keda.prometheusUrl }}{{ $found = append $found "autoscaling.keda.prometheusUrl is given, and autoscaling.kind is hpa: give kind: keda." }}{{ end -}}
-{{- if and $scaling.hpa.queueMetric (not $scaling.queueRatio) }}{{ $found = append $found "autoscaling.hpa.queueMetric is given, and autoscaling.queueRatio, its target, is 0." }}{{ end -}}
+{{- if and $scaling.hpa.queueMetric (not $ratio) }}{{ $found = append $found "autoscaling.hpa.queueMetric is given, and autoscaling.queueRatio, its target, is 0." }}{{ end -}}
 {{- if not (or $scaling.hpa.queueMetric $scaling.cpuUtilization) }}{{ $found = append $found "autoscaling.hpa.queueMetric is not given, and autoscaling.cpuUtilization is 0: there is nothing to scale by." }}{{ end -}}
 {{- end -}}
 {{- end -}}
