@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import CHARTS
 from kube_schemas import NEWEST, OLDEST, is_builtin, kubernetes_faults
 from pod_security import pod_specs, violations
 
 from stillhouse import __version__
 
+CHARTS = Path(__file__).resolve().parents[2] / "charts"
 CHART = CHARTS / "stillhouse"
 VALUES = sorted((CHART / "ci").glob("*.yaml"))
 IDS = [path.name.removesuffix("-values.yaml") for path in VALUES]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from cluster_stand_in import _PATH, KINDS, Cluster, Refused
-from conftest import TRACKING_URI, World
 
 from stillhouse.cli.targets import Place
 from stillhouse.deploy.kubernetes.status import release_rows, release_status
@@ -23,7 +22,7 @@ Right = tuple[str, str, str]
 """API group, resource, verb."""
 
 EVERYTHING = {
-    "mlflow": {"trackingUri": TRACKING_URI},
+    "mlflow": {"trackingUri": "http://mlflow.mlops.svc:5000"},
     "autoscaling": {"enabled": True, "kind": "hpa"},
     "monitoring": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
 }
@@ -76,7 +75,7 @@ def used(cluster: Cluster, granted: set[Right], monkeypatch: pytest.MonkeyPatch)
     assert asked <= granted
 
 
-def test_all_that_deploying_does_is_allowed(world: World, used: set[Right]) -> None:
+def test_all_that_deploying_does_is_allowed(world: Any, used: set[Right]) -> None:
     assert world.deploy("1").version == "1"
     assert world.deploy("2", serving_values=EVERYTHING).version == "2"
     assert world.deploy("2").version == "2"  # and the objects are deleted that are not wanted any more
@@ -97,7 +96,7 @@ def test_all_that_deploying_does_is_allowed(world: World, used: set[Right]) -> N
     assert world.state == ({"stable": "1"}, "1")
 
 
-def test_a_first_release_that_fails_can_be_removed(world: World, used: set[Right]) -> None:
+def test_a_first_release_that_fails_can_be_removed(world: Any, used: set[Right]) -> None:
     world.cluster.behaviour["1"] = "pending"
     with pytest.raises(ServingError, match="The release was removed again"):
         world.deploy("1", serving_values=EVERYTHING)
@@ -105,7 +104,7 @@ def test_a_first_release_that_fails_can_be_removed(world: World, used: set[Right
     assert ("monitoring.coreos.com", "prometheusrules", "delete") in used
 
 
-def test_looking_at_releases_is_allowed(world: World, used: set[Right]) -> None:
+def test_looking_at_releases_is_allowed(world: Any, used: set[Right]) -> None:
     world.deploy("1")
     with Place(target="kubernetes", namespace="serving").releases("reviews") as (release,):
         assert release_status(release, "1")["stable"]["ready"] > 0
@@ -113,7 +112,7 @@ def test_looking_at_releases_is_allowed(world: World, used: set[Right]) -> None:
 
 
 @pytest.mark.parametrize("right", [("apps", "replicasets", "list"), ("", "pods", "create"), ("", "secrets", "update")])
-def test_without_a_right_it_fails(world: World, used: set[Right], granted: set[Right], right: Right) -> None:
+def test_without_a_right_it_fails(world: Any, used: set[Right], granted: set[Right], right: Right) -> None:
     """The cluster does refuse what is not granted."""
     granted.discard(right)
     try:
