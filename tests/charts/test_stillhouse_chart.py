@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +207,36 @@ def test_no_role_is_wide(rendered: Any):
 def test_trainer_rights_are_those_of_the_documentation(rendered: Any):
     """docs/operations.md has them for whoever does not use the chart."""
     text = (CHARTS.parent / "docs" / "operations.md").read_text()
-    block = text.split("The service account of the runs needs")[1].split("```yaml")[1].split("```")[0]
+    block = text.split("runs.trainer=true")[1].split("```yaml")[1].split("```")[0]
     manifests = rendered(CHART / "ci" / "gpu-values.yaml")
     assert one(manifests, "Role", "house-trainer")["rules"] == yaml.safe_load(block)
     (subject,) = one(manifests, "RoleBinding", "house-trainer")["subjects"]
     assert subject == {"kind": "ServiceAccount", "name": "default-editor", "namespace": "team"}
+
+
+def test_the_commands_of_the_documentation_are_ones_that_helm_takes(helm: Path):
+    found = []
+    for page in (CHART / "README.md", CHARTS.parent / "docs" / "operations.md"):
+        text = page.read_text().replace("\\\n", " ")
+        found += re.findall(r"^ *helm upgrade --install (stillhouse charts/stillhouse .*)$", text, re.MULTILINE)
+    assert len(found) >= 2
+    for arguments in found:
+        command = [helm, "template", *shlex.split(arguments), "--kube-version=1.29.0"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=CHARTS.parent)
+        assert done.returncode == 0, f"{arguments}\n{done.stderr}"
+
+
+def test_the_values_of_the_documentation_are_ones_that_the_chart_takes(render: Any, tmp_path: Path):
+    values = tmp_path / "values.yaml"
+    blocks = []
+    for page in (CHART / "README.md", CHARTS.parent / "docs" / "operations.md"):
+        for block in re.findall(r"^( *)```yaml\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
+            if "publish:" in (text := textwrap.dedent(block[1])):
+                blocks.append(text)
+    assert len(blocks) >= 2
+    for text in blocks:
+        values.write_text(text)
+        render("stillhouse", [MINIMAL, values])
 
 
 # -- MLflow's address -------------------------------------------------------------------------------------------------
@@ -242,6 +272,45 @@ def test_policies_select_the_pods_that_are_there(rendered: Any):
         p["port"] for rule in one(manifests, "NetworkPolicy", "house-mlflow")["spec"]["egress"] for p in rule["ports"]
     ]
     assert ports == [53, 53, 5433, 443, 9000]
+
+
+# -- what helm prints --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notes(helm: Path, tmp_path: Path) -> Any:
+    """What helm prints after an installation, said here as an error: nothing is installed."""
+    chart = tmp_path / "stillhouse"
+    shutil.copytree(CHART, chart, ignore=shutil.ignore_patterns(".helmignore"))
+    (chart / "templates" / "NOTES.txt").rename(chart / "notes")
+    (chart / "templates" / "zz.yaml").write_text('{{- fail (tpl (.Files.Get "notes") .) }}')
+
+    def said(values: Path, *sets: str) -> str:
+        flags = [f"--values={values}", *(f"--set={one}" for one in sets), "--namespace=team", "--kube-version=1.29.0"]
+        done = subprocess.run([helm, "template", "house", chart, *flags], capture_output=True, text=True)
+        return done.stderr
+
+    return said
+
+
+def test_the_notes_name_what_to_look_at(notes: Any):
+    for values in VALUES:
+        text = notes(values)
+        assert "kubectl" in text and "%!" not in text and "<nil>" not in text
+        assert "NOT THERE" not in text  # nothing was looked up
+    everything = notes(CHART / "ci" / "everything-values.yaml")
+    for words in (
+        "team/postgresql-mlflow: the database's user and password",
+        "logs job/house-publish",
+        "logs deploy/house-mlflow -c migrate",
+        "mlflow.allowedHosts",
+        "the schedule topics-often, every 6h",
+        "--as=system:serviceaccount:team:house-deployer",
+    ):
+        assert words in everything
+    own = notes(MINIMAL, "mlflow.trackingUri=", "mlflow.secret.create=false")
+    assert "stillhouse-serving/stillhouse-mlflow: MLFLOW_TRACKING_URI" in own
+    assert "stillhouse-object-store: AWS_ACCESS_KEY_ID" in notes(CHART / "ci" / "cpu-values.yaml")
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
