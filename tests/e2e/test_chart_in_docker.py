@@ -388,7 +388,9 @@ def test_what_a_pod_accepted_is_answered_though_callers_stay(plain: Release, reg
     assert (ending.hook_exit, ending.exit_code) == (0, 0), (ending, pod.log())
     # Until the model is unloaded, endpoints and long connections have gone: all are answered. Then there are refusals.
     refused = [answer.error for answer in load.failed]
-    assert refused and all(error.startswith(("[StatusCode.NOT_FOUND]", "[StatusCode.UNAVAILABLE]")) for error in refused)
+    assert refused and all(
+        error.startswith(("[StatusCode.NOT_FOUND]", "[StatusCode.UNAVAILABLE]")) for error in refused
+    )
     assert min(answer.sent for answer in load.failed) > begin + 6
     assert sum(begin < answer.sent < begin + 6 for answer in load.answered) > 100
 

@@ -22,7 +22,7 @@ from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
 from stillhouse.cli.deploy import deploy, status
 from stillhouse.cli.fetch import fetch
-from stillhouse.cli.kubeflow import schedule, submit
+from stillhouse.cli.kubeflow import publish, schedule, submit
 from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
 from stillhouse.cli.output import print_error
 from stillhouse.cli.releases import releases, rollback
@@ -128,6 +128,7 @@ def compile_(
 
 app.command()(submit)
 app.add_typer(schedule, name="schedule")
+app.command()(publish)
 
 
 @app.command()
