@@ -69,6 +69,19 @@ def test_an_item_that_would_wait_too_long_is_refused_at_once(clock):
         queue.add("d", 1)
 
 
+def test_a_list_in_large_requests_is_not_refused_because_of_itself(clock):
+    queue = queue_of(max_wait=0.5)
+    work(queue, clock, rows=64, seconds=0.64)  # 10 ms for each row
+    for number in range(6):
+        queue.add(f"large {number}", 64)  # the last one waits for 5 times as long as it takes, 3.2 s
+    with pytest.raises(QueueFull, match="3840 ms until its turn, and 500 ms"):
+        queue.add("small", 1)
+    clock.now += 3.2
+    assert queue.take() == (["large 0"], [])
+    clock.now += 2.2  # more than 0.5 s and eight times the 0.6 s of the 60 rows beyond a batch
+    assert queue.take() == ([], [f"large {number}" for number in range(1, 6)])
+
+
 def test_the_estimate_follows_the_present_pace(clock):
     queue = queue_of(max_wait=1.0)
     for _ in range(30):

@@ -18,6 +18,9 @@ __all__ = ["BatchQueue", "QueueFull", "Totals"]
 
 Item = TypeVar("Item")
 
+_LARGE = 8.0
+"""An item of more rows than a batch may wait longer, by so many times what those rows take: a list that one caller
+sends in a few large requests would else be refused because of itself."""
 _MEMORY = 0.2
 """Weight of the newest batch in the mean time that a row takes."""
 
@@ -47,13 +50,13 @@ class BatchQueue(Generic[Item]):
     Args:
         max_items: items that may wait.
         max_wait: seconds that an item may wait: one that is expected to wait longer is refused, and one that did is
-            handed out apart. 0 is no limit.
+            handed out apart. Items of more rows than `batch_rows` may wait longer, in proportion. 0 is no limit.
         batch_rows: rows of one batch; an item of more rows is a batch of its own.
     """
 
     def __init__(self, *, max_items: int, max_wait: float, batch_rows: int) -> None:
         self._max_items, self._max_wait, self._batch_rows = max_items, max_wait, batch_rows
-        self._waiting: deque[tuple[Item, int, float]] = deque()
+        self._waiting: deque[tuple[Item, int, float, float]] = deque()
         self._rows_waiting = 0
         self._rows_at_work = 0
         self._seconds_per_row = 0.0
@@ -70,23 +73,25 @@ class BatchQueue(Generic[Item]):
             QueueFull: there is no room for it.
         """
         with self._changed:
-            if refusal := self._refusal():
+            allowed = self._max_wait + _LARGE * max(0, rows - self._batch_rows) * self._seconds_per_row
+            if refusal := self._refusal(allowed):
                 self._refused += 1
                 raise QueueFull(refusal)
-            self._waiting.append((item, rows, time.monotonic()))
+            now = time.monotonic()
+            self._waiting.append((item, rows, now, now + allowed))
             self._rows_waiting += rows
             self._changed.notify()
 
-    def _refusal(self) -> str:
-        """Why nothing more can be taken in now; empty if it can."""
+    def _refusal(self, allowed: float) -> str:
+        """Why an item that may wait for `allowed` seconds cannot be taken in now; empty if it can."""
         if self._closed:
             return "the model is being unloaded"
         if len(self._waiting) >= self._max_items:
             return f"{len(self._waiting)} requests are waiting already"
         # Half of what is at work is still to be done, on the average.
         wait = (self._rows_waiting + self._rows_at_work / 2) * self._seconds_per_row
-        if self._max_wait and wait > self._max_wait:
-            return f"it would take {1000 * wait:.0f} ms until its turn, and {1000 * self._max_wait:.0f} ms is allowed"
+        if self._max_wait and wait > allowed:
+            return f"it would take {1000 * wait:.0f} ms until its turn, and {1000 * allowed:.0f} ms is allowed"
         return ""
 
     def take(self) -> tuple[list[Item], list[Item]]:
@@ -103,10 +108,10 @@ class BatchQueue(Generic[Item]):
             late: list[Item] = []
             rows, now = 0, time.monotonic()
             while self._waiting and (not batch or rows + self._waiting[0][1] <= self._batch_rows):
-                item, count, since = self._waiting.popleft()
+                item, count, since, until = self._waiting.popleft()
                 self._rows_waiting -= count
                 self._queue_seconds += now - since
-                if self._max_wait and now - since > self._max_wait:
+                if self._max_wait and now > until:
                     late.append(item)
                 else:
                     batch.append(item)
