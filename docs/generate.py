@@ -4,6 +4,7 @@
     docs/parameters.md            from the pipeline's signature and docstring, and the presets
     components/*/README.md        from each component's signature and docstring
     pipelines/compiled/*.yaml     the pipeline, compiled for each cluster that comes with the release
+    charts/*/README.md            what follows its line `## Values`, from the comments in values.yaml
 
 Usage: python docs/generate.py [--check]
 
@@ -16,6 +17,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +156,85 @@ def compiled(cluster_name: str) -> str:
     return compiled_yaml(cluster, defaults)
 
 
+VALUES = "## Values\n"
+
+
+def chart_readme(folder: Path) -> str:
+    """A chart's page: what a person wrote up to the heading of the values, and the values."""
+    written, heading, _ = (folder / "README.md").read_text(encoding="utf-8").partition(VALUES)
+    assert heading, f"{folder.name}/README.md has no line {VALUES!r}"
+    lines = [
+        VALUES,
+        "<!-- From here on written by docs/generate.py, from values.yaml; `make docs` writes it again. -->\n",
+    ]
+    for section, rows in chart_values(folder / "values.yaml"):
+        lines += [*([f"{section}\n"] if section else []), "| Key | Default | Meaning |", "|---|---|---|"]
+        lines += [f"| `{key}` | {code(default)} | {cell(meaning)} |" for key, default, meaning in rows]
+        lines.append("")
+    return written + "\n".join(lines).rstrip() + "\n"
+
+
+def chart_values(path: Path) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """A chart's values by section: what stands above a top-level map; key, default and meaning of what it holds.
+
+    The comment above a key is its meaning. A map whose own keys have no comment is one row. Top-level keys that are no
+    maps are rows of a section without a text.
+
+    Raises:
+        ValueError: a key has no comment, with all such keys.
+    """
+    import json
+
+    import yaml
+
+    text = path.read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    comments = _comments(text)
+    bare: list[str] = []
+
+    def rows(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
+        inner = [(*key, name) for name in value] if isinstance(value, dict) else []
+        if any(path[: len(key)] == key and len(path) > len(key) for path in comments):
+            for path in inner:
+                yield from rows(value[path[-1]], path)
+        elif comment := comments.get(key):
+            yield ".".join(key), json.dumps(value, ensure_ascii=False), comment
+        else:
+            bare.append(".".join(key))
+
+    sections: list[tuple[str, list[tuple[str, str, str]]]] = []
+    for name, value in values.items():
+        found = list(rows(value, (name,)))
+        if found and found[0][0] == name:
+            if not sections or sections[-1][0]:
+                sections.append(("", []))
+            sections[-1][1].extend(found)
+        else:
+            sections.append((f"**`{name}`** · {comments.get((name,), '')}".removesuffix(" · "), found))
+    if bare:
+        raise ValueError(f"{path}: no comment says what these mean: {', '.join(bare)}")
+    return sections
+
+
+def _comments(text: str) -> dict[tuple[str, ...], str]:
+    """Comment above each key of a YAML file in block style, by the path of the key."""
+    found: dict[tuple[str, ...], str] = {}
+    path: list[tuple[int, str]] = []
+    comment: list[str] = []
+    for line in text.splitlines():
+        body = line.strip()
+        if body.startswith("#"):
+            comment.append(body.lstrip("# "))
+            continue
+        if match := re.match(r"( *)([A-Za-z_][A-Za-z0-9_.-]*):(?: |$)", line):
+            indent = len(match[1])
+            path = [*(entry for entry in path if entry[0] < indent), (indent, match[2])]
+            if comment:
+                found[tuple(name for _, name in path)] = " ".join(comment)
+        comment = []
+    return found
+
+
 def documents() -> dict[Path, str]:
     """All generated files by path."""
     from stillhouse.pipelines.compiling import cluster_names
@@ -161,6 +242,8 @@ def documents() -> dict[Path, str]:
     found = {ROOT / "docs" / "cli.md": command_line(), ROOT / "docs" / "parameters.md": parameter_reference()}
     for path in sorted((ROOT / "components").glob("*/component.py")):
         found[path.with_name("README.md")] = component_readme(path.parent.name)
+    for path in sorted((ROOT / "charts").glob("*/values.yaml")):
+        found[path.with_name("README.md")] = chart_readme(path.parent)
     for name in cluster_names():
         found[ROOT / "pipelines" / "compiled" / f"train_and_deploy-{name}.yaml"] = compiled(name)
     return found

@@ -11,6 +11,8 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from stillhouse.client import Tls
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -25,8 +27,14 @@ class Answer:
 class Load:
     """What was asked and answered, in seconds of `time.monotonic`."""
 
-    def __init__(self, url: str, model: str, texts: list[str], threads: int):
-        self._url, self._model, self._texts = url, model, texts
+    def __init__(self, url: str, model: str, texts: list[str], threads: int, moves: bool, tls: Tls | None):
+        self._url, self._model, self._texts, self._moves = url, model, texts, moves
+        files = (tls.root_certificates, tls.private_key, tls.certificate_chain) if tls else (None,) * 3
+        names = ("root_certificates", "private_key", "certificate_chain")
+        self._tls = {
+            "ssl": tls is not None,
+            **{name: file and str(file) for name, file in zip(names, files, strict=True)},
+        }
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
         self.answers: list[Answer] = []
@@ -49,8 +57,8 @@ class Load:
             thread.join()
 
     def _ask(self, number: int):
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-        with grpc.InferenceServerClient(self._url, channel_args=options) as client:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", int(self._moves))]
+        with grpc.InferenceServerClient(self._url, channel_args=options, **self._tls) as client:
             turn = number
             while not self._stop.is_set():
                 text = self._texts[turn % len(self._texts)]
@@ -69,8 +77,11 @@ class Load:
 
 
 @contextmanager
-def constant_load(url: str, model: str, texts: list[str], *, threads: int = 4):
-    load = Load(url, model, texts, threads)
+def constant_load(
+    url: str, model: str, texts: list[str], *, threads: int = 4, moves: bool = False, tls: Tls | None = None
+):
+    """Load while the block runs; with `moves`, a request that meets the end of its connection goes to the next one."""
+    load = Load(url, model, texts, threads, moves, tls)
     load.start()
     try:
         yield load

@@ -2,12 +2,15 @@
 
 from stillhouse.deploy.canary import CanaryWatch, Verdict, watch_canary
 from stillhouse.deploy.config import DeployConfig
-from stillhouse.deploy.local import Endpoint, Registry, deploy_local, deploy_release
+from stillhouse.deploy.local import deploy_local
+from stillhouse.deploy.release import deploy_release, described
 from stillhouse.deploy.rollout import Rollout, roll_out
 from stillhouse.deploy.shelf import fetch_release
+from stillhouse.deploy.target import CanaryWithdrawn, Endpoint, Registry
 
 __all__ = [
     "CanaryWatch",
+    "CanaryWithdrawn",
     "DeployConfig",
     "Endpoint",
     "Registry",
@@ -15,6 +18,7 @@ __all__ = [
     "Verdict",
     "deploy_local",
     "deploy_release",
+    "described",
     "fetch_release",
     "roll_out",
     "watch_canary",

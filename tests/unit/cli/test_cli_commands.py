@@ -56,6 +56,24 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str]]]:
 ENDPOINT = ("--url", "host:9", "--model", "reviews")
 
 
+def test_status_without_a_target_is_that_of_the_local_server(
+    run_main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("status") == 1
+    assert capsys.readouterr().out == "no server runs.\n"
+    assert run_main("status", "--json") == 1
+    assert json.loads(capsys.readouterr().out) == {"status": "stopped", "answers": False}
+
+
+def test_a_local_target_has_no_namespace(
+    run_main: Main, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_TARGET", "local")
+    for command in (["status"], ["releases"], ["rollback"], ["deploy", "models:/reviews/1"]):
+        assert run_main(*command, "--namespace=serving") == 2
+        assert "STILLHOUSE_TARGET: is local, and --namespace can only mean Kubernetes" in capsys.readouterr().err
+
+
 def test_predict_prints_label_probability_and_text(served: list[Any]) -> None:
     result = CliRunner().invoke(app, ["predict", *ENDPOINT, "good [bold] soup", "bad"], catch_exceptions=False)
     assert [line.split(None, 2) for line in result.stdout.splitlines()] == [
