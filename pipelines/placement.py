@@ -17,12 +17,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from stillhouse import __version__
 from stillhouse.components import images
+from stillhouse.deploy.kubernetes.access import DEPLOYER
 from stillhouse.training.scale import CPU, toleration_problems
 
 __all__ = ["PARTS", "STEPS", "TRAINING", "Cluster"]
 
 CACHE_MOUNT = "/cache"
 CHECKPOINTS_MOUNT = "/checkpoints"
+DEPLOYER_MOUNT = str(DEPLOYER)
 STEPS = (
     "inspect_source",
     "prepare_data",
@@ -79,6 +81,7 @@ Name = Annotated[
     str, Field(max_length=253), _matching(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "a Kubernetes name", "hub-token")
 ]
 Claim = Annotated[str, _matching(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?", "the name of a claim", "hub-cache")]
+SecretName = Annotated[str, _matching(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?", "the name of a secret", "deployer")]
 Variable = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable", "HF_TOKEN")]
 Registry = Annotated[
     str, _matching(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*/?", "an image registry", "registry.example.com/team")
@@ -171,6 +174,9 @@ class Cluster(_Part):
     environment: dict[Variable, str] = {}
     """Environment of every step. Not for secrets: it can be read in the compiled pipeline."""
     secrets: list[Secret] = []
+    deployer: SecretName = "stillhouse-deployer"
+    """The secret with which the deploy step alone serves: keys `token`, `ca.crt`, `namespace`. Passed over where it does
+    not exist; empty mounts none."""
     volumes: Volumes = Volumes()
     training_nodes: TrainingNodes = TrainingNodes()
     steps: dict[Annotated[str, _one_of(("default", *STEPS), "a step")], StepSettings] = {}
@@ -212,6 +218,8 @@ class Cluster(_Part):
             if step in secret.steps:
                 keys = {name: name for name in secret.variables}
                 kubernetes.use_secret_as_env(task, secret.name, keys, optional=True)
+        if step == "deploy" and self.deployer:
+            kubernetes.use_secret_as_volume(task, self.deployer, DEPLOYER_MOUNT, optional=True)
         if self.volumes.cache and step in _DOWNLOADING:
             kubernetes.mount_pvc(task, self.volumes.cache, CACHE_MOUNT)
             task.set_env_variable("HF_HOME", f"{CACHE_MOUNT}/huggingface")

@@ -105,6 +105,12 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         experiment: str = "stillhouse",
         run_name: str = "",
         deploy_target: str = "none",
+        serving_namespace: str = "",
+        serving_values: dict = {},  # noqa: B006 (kfp takes the default from here, and nothing changes it)
+        canary_weight: int = 0,
+        canary_minutes: int = 15,
+        prometheus_url: str = "",
+        rollout_timeout_minutes: int = 20,
         promotion: str = "better",
         significance: float = 0.05,
         deploy_conflict: str = "wait",
@@ -117,7 +123,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         gpu_type: str = "nvidia.com/gpu",
         train_cpu: str = "2",
         train_memory: str = "8Gi",
-        node_selector: dict = {},  # noqa: B006 (kfp takes the default from here, and nothing changes it)
+        node_selector: dict = {},  # noqa: B006
         tolerations: list = [],  # noqa: B006
     ):
         """Fine-tune a BERT teacher, distil a DistilBERT from it, train an ALBERT beside it, measure them, serve the best.
@@ -183,6 +189,12 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             experiment: MLflow experiment.
             run_name: Name of the MLflow run; empty lets MLflow choose.
             deploy_target: none, local or kubernetes.
+            serving_namespace: On Kubernetes, the namespace to serve in; empty takes the deployer's own.
+            serving_values: On Kubernetes, Helm values for charts/triton, as a JSON object.
+            canary_weight: On Kubernetes, percent of the requests that a new version gets first while it is judged; 0 replaces the old one at once.
+            canary_minutes: How long a canary's metrics are watched.
+            prometheus_url: Where a canary's metrics are asked for; empty judges it by its answers to test rows alone.
+            rollout_timeout_minutes: On Kubernetes, how long a release may take to become ready before it is rolled back.
             promotion: When a new version replaces the champion: better (only if it is better by the policy, and significantly so) or always.
             significance: Level of the tests that compare a new version with the champion, such as 0.05.
             deploy_conflict: When another run is deploying the same model: wait for it to end, or yield (stay registered as challenger).

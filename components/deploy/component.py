@@ -16,12 +16,19 @@ def deploy(
     grpc_port: int,
     http_port: int,
     metrics_port: int,
+    serving_namespace: str,
+    serving_values: dict,
+    canary_weight: int,
+    canary_minutes: int,
+    prometheus_url: str,
+    rollout_timeout_minutes: int,
     evaluation: dsl.Input[dsl.Artifact],
 ):
     """Roll the registered version out to Triton if it was promoted, smoke-test it, and move the alias `champion`; never cached.
 
     What is not deployable, or not better than the champion, stays `challenger`; so does a version whose champion was
-    replaced by another run meanwhile. That is a success, and the run's record in MLflow says why.
+    replaced by another run meanwhile, and one that was withdrawn as a canary. That is a success, and the run's record in
+    MLflow says why. What fails leaves the release before serving.
 
     Args:
         model_name: Name of the registered and served model.
@@ -33,6 +40,12 @@ def deploy(
         grpc_port: Port of the local server's gRPC endpoint, on loopback.
         http_port: Port of the local server's HTTP endpoint, on loopback.
         metrics_port: Port of the local server's metrics, on loopback.
+        serving_namespace: On Kubernetes, the namespace; empty takes the deployer's own.
+        serving_values: On Kubernetes, Helm values for charts/triton.
+        canary_weight: On Kubernetes, percent of the requests that a new version gets first; 0 is no canary.
+        canary_minutes: How long a canary's metrics are watched.
+        prometheus_url: Where they are asked for; empty looks at none.
+        rollout_timeout_minutes: On Kubernetes, how long a release may take to become ready.
         evaluation: Says whether the choice may be served, and holds test rows whose answers are known.
     """
     from pathlib import Path
@@ -45,6 +58,9 @@ def deploy(
         config = DeployConfig(
             model_name=model_name, version=version, tracking_uri=tracking_uri, deploy_target=deploy_target,
             deploy_conflict=deploy_conflict, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port,
+            serving_namespace=serving_namespace, serving_values=serving_values, canary_weight=canary_weight,
+            canary_minutes=canary_minutes, prometheus_url=prometheus_url,
+            rollout_timeout_minutes=rollout_timeout_minutes,
         )  # fmt: skip
         registry = MlflowRegistry(tracking_uri)
         done = roll_out(

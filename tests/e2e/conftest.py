@@ -3,11 +3,9 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from containers import MlflowServer, call
-from filelock import FileLock
+from containers import MlflowServer
+from postgresql import PostgresqlMissing, postgresql
 
 from stillhouse.serving.triton import free_ports
 
@@ -106,35 +104,12 @@ def sst2() -> Path:
 
 @pytest.fixture(scope="session")
 def database() -> Iterator[str]:
-    """PostgreSQL that listens on a socket of its own, run by an unprivileged user; yields its URI for SQLAlchemy."""
-    root = os.geteuid() == 0
-    if not (found := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
-        if not root or shutil.which("apt-get") is None:
-            pytest.skip("PostgreSQL is not installed, and installing it needs root and apt-get")
-        # RUNLEVEL keeps the package from starting a server.
-        options = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}, "capture_output": True}
-        with FileLock(Path(tempfile.gettempdir()) / "stillhouse-tests-apt.lock"):
-            subprocess.run(["apt-get", "update", "-qq"], **options)
-            subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"], **options)
-        if not (found := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
-            pytest.skip("PostgreSQL is not installed, and apt-get could not install it")
-    folder = Path(tempfile.mkdtemp(prefix="stillhouse-postgresql-"))  # a socket's path must be short
-    user: dict[str, Any] = {}
-    if root:
-        shutil.chown(folder, "postgres", "postgres")
-        user = {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": folder}
-    data, control = folder / "data", found[-1].with_name("pg_ctl")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+    """PostgreSQL that listens on a socket of its own; yields its URI for SQLAlchemy."""
     try:
-        call(found[-1], "-D", data, "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", **user)
-        subprocess.run(
-            [control, "-D", data, "-l", folder / "log", "-w", "-o", options, "start"], check=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **user,
-        )  # fmt: skip
-        yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"
-    finally:
-        subprocess.run([control, "-D", data, "-m", "immediate", "stop"], stdout=subprocess.DEVNULL, **user)
-        shutil.rmtree(folder, ignore_errors=True)
+        with postgresql() as folder:
+            yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"
+    except PostgresqlMissing as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +122,7 @@ def mlflow_server(database: str, tmp_path_factory: pytest.TempPathFactory) -> It
         "--backend-store-uri", database, "--artifacts-destination", server.artifacts.as_uri(),
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven processes that nothing here needs
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

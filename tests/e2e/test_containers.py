@@ -116,6 +116,14 @@ print(json.dumps([files, [name for name in names if importlib.util.find_spec(nam
     assert images["ops"]["Size"] < images["train"]["Size"] / 2
 
 
+def test_train_holds_what_the_mlflow_server_of_the_chart_needs(images: dict[str, Any]):
+    """Drivers for the database and the stores, which MLflow itself leaves to its users; and the job that publishes."""
+    modules = ("psycopg2", "boto3", "google.cloud.storage", "uvicorn", "mlflow.server", "sqlalchemy", "kfp_server_api")
+    in_image("train", "python3", "-c", f"import {', '.join(modules)}")
+    assert "--allowed-hosts" in in_image("train", "mlflow", "server", "--help")
+    assert "FILE" in in_image("train", "stillhouse", "publish", "--help")
+
+
 # -- the pipeline in them ---------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,9 @@
-"""Constant load on a server, without retries, that keeps a record of every request."""
+"""Constant load on a server, by plain tritonclient without retries, that keeps a record of every request."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,11 +11,7 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from stillhouse.client import Client, Tls
-from stillhouse.errors import StillhouseError
-
-Ask = Callable[[str], tuple[str, tuple[float, ...]]]
-"""From a text to the version that answered and its probabilities."""
+from stillhouse.client import Tls
 
 
 @dataclass(frozen=True)
@@ -30,10 +25,14 @@ class Answer:
 
 
 class Load:
-    """What was asked and answered by plain tritonclient, in seconds of `time.monotonic`."""
+    """What was asked and answered, in seconds of `time.monotonic`."""
 
-    def __init__(self, url: str, model: str, texts: list[str], threads: int):
-        self._url, self._model, self._texts = url, model, texts
+    def __init__(
+        self, url: str, model: str, texts: list[str], threads: int, moves: bool, tls: Tls | None, rows: int
+    ):  # fmt: skip
+        self._url, self._model, self._texts, self._moves, self._rows = url, model, texts, moves, rows
+        files = {name: str(path) for name, path in vars(tls).items() if path} if tls else {}
+        self._tls = {"ssl": tls is not None, **files}
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
         self.answers: list[Answer] = []
@@ -56,75 +55,41 @@ class Load:
             thread.join()
 
     def _ask(self, number: int):
-        with self.connect() as ask:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", int(self._moves))]
+        with grpc.InferenceServerClient(self._url, channel_args=options, **self._tls) as client:
             turn = number
             while not self._stop.is_set():
                 text = self._texts[turn % len(self._texts)]
                 turn += 1
+                tensor = grpc.InferInput("TEXT", [self._rows, 1], "BYTES")
+                tensor.set_data_from_numpy(np.array([[text.encode()]] * self._rows, dtype=np.object_))
                 sent = time.monotonic()
                 try:
-                    version, row = ask(text)
+                    result = client.infer(self._model, [tensor], client_timeout=30)
+                    row = tuple(result.as_numpy("PROBABILITIES")[0].tolist())
+                    version = result.get_response().model_version
                     self.answers.append(Answer(sent, time.monotonic(), text, version, row))
-                except (InferenceServerException, StillhouseError) as error:
-                    shown = f"{type(error).__name__}: {error}"
-                    self.answers.append(Answer(sent, time.monotonic(), text, error=shown))
+                except InferenceServerException as error:
+                    self.answers.append(Answer(sent, time.monotonic(), text, error=str(error)))
                     time.sleep(0.02)
 
-    @contextmanager
-    def connect(self) -> Iterator[Ask]:
-        """A connection of one thread's own."""
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-        with grpc.InferenceServerClient(self._url, channel_args=options) as client:
 
-            def ask(text: str) -> tuple[str, tuple[float, ...]]:
-                tensor = grpc.InferInput("TEXT", [1, 1], "BYTES")
-                tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=np.object_))
-                result = client.infer(self._model, [tensor], client_timeout=30)
-                row = tuple(result.as_numpy("PROBABILITIES")[0].tolist())
-                return result.get_response().model_version, row
-
-            yield ask
-
-
-class ClientLoad(Load):
-    """The same by `stillhouse.client`, with its retries off.
-
-    What gRPC itself sends once more stays on: a request that never left, since its connection was about to end. Servers
-    that end connections by age rely on it.
+@contextmanager
+def constant_load(
+    url: str, model: str, texts: list[str], *, threads: int = 4, moves: bool = False, tls: Tls | None = None,
+    rows: int = 1,
+):  # fmt: skip
+    """Load while the block runs.
 
     Args:
-        url, model, texts, threads: as for `Load`.
-        rows: how often each request holds its text.
+        url, model, texts: whom to ask what, in turn.
+        threads: callers, each with a connection of its own.
+        moves: a request that meets the end of its connection, and has not left, goes to the next one; as in any client
+            that does not forbid gRPC that.
         tls: as for `Client`.
+        rows: how often each request holds its text.
     """
-
-    def __init__(
-        self, url: str, model: str, texts: list[str], threads: int, *, rows: int = 1, tls: Tls | None = None
-    ):  # fmt: skip
-        super().__init__(url, model, texts, threads)
-        self._rows, self._tls = rows, tls
-
-    @contextmanager
-    def connect(self) -> Iterator[Ask]:
-        with Client(self._url, self._model, retries=0, timeout=30, tls=self._tls) as client:
-
-            def ask(text: str) -> tuple[str, tuple[float, ...]]:
-                block = np.array([[text.encode()]] * self._rows, dtype=np.object_)
-                found = client.predict_raw({"TEXT": block})
-                return found.release, tuple(found.outputs["PROBABILITIES"][0].tolist())
-
-            yield ask
-
-
-@contextmanager
-def constant_load(url: str, model: str, texts: list[str], *, threads: int = 4):
-    with running(Load(url, model, texts, threads)) as load:
-        yield load
-
-
-@contextmanager
-def running(load: Load):
-    """The load while the context is open."""
+    load = Load(url, model, texts, threads, moves, tls, rows)
     load.start()
     try:
         yield load

@@ -20,8 +20,9 @@ import typer
 
 from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
+from stillhouse.cli.deploy import deploy, status
 from stillhouse.cli.fetch import fetch
-from stillhouse.cli.kubeflow import schedule, submit
+from stillhouse.cli.kubeflow import publish, schedule, submit
 from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
 from stillhouse.cli.output import print_error
 from stillhouse.cli.releases import releases, rollback
@@ -127,6 +128,7 @@ def compile_(
 
 app.command()(submit)
 app.add_typer(schedule, name="schedule")
+app.command()(publish)
 
 
 @app.command()
@@ -145,11 +147,19 @@ def predict(
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Name of a model; without it, all of them.")
+    ] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="Which version was in production where, since when and until when.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the registered models, their versions and aliases."""
-    from stillhouse.cli.models import list_models
+    from stillhouse.cli.models import list_history, list_models
 
-    list_models(as_json=as_json)
+    (list_history if history else list_models)(name or "", as_json=as_json)
 
 
 @app.command()
@@ -168,6 +178,8 @@ def report(
 
 
 app.add_typer(serve, name="serve")
+app.command()(deploy)
+app.command()(status)
 app.command()(releases)
 app.command()(rollback)
 app.command()(fetch)

@@ -1,4 +1,4 @@
-"""`stillhouse releases` and `stillhouse rollback`: what was served on this machine, and going back to it."""
+"""`stillhouse releases` and `stillhouse rollback`: what was served, here or on Kubernetes, and going back to it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stillhouse.cli.options import AsJson
+from stillhouse.cli.targets import Context, Namespace, Place, ReleaseName, Target
 
 __all__ = ["releases", "rollback"]
 
@@ -19,9 +20,20 @@ def releases(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Name of a model; without it, all of them.")
     ] = None,
+    target: Target = "",
+    namespace: Namespace = "",
+    context: Context = "",
+    release: ReleaseName = "",
     as_json: AsJson = False,
 ) -> None:
-    """List what was served on this machine and when, the newest first: what serves now, and what is champion."""
+    """List what was served and when, the newest first: what serves now, and what is champion.
+
+    On Kubernetes these are the revisions of the Helm release, also those that failed, and canaries.
+    """
+    place = Place(target=target, namespace=namespace, context=context, release=release)
+    if place.on_kubernetes:
+        _list_revisions(place, model or "", as_json=as_json)
+        return
     from stillhouse.cli.extras import require
     from stillhouse.cli.output import print_json, stdout
     from stillhouse.registry import MlflowRegistry
@@ -64,6 +76,51 @@ def releases(
     console.print(table)
 
 
+def _list_revisions(place: Place, model: str, *, as_json: bool) -> None:
+    """The revisions of a release, or of all of a namespace."""
+    from stillhouse.cli.extras import require
+    from stillhouse.cli.output import print_json, stdout
+    from stillhouse.deploy.kubernetes.status import release_rows
+    from stillhouse.registry import MlflowRegistry
+    from stillhouse.state import tracking_uri
+
+    require("mlflow", "ops", "`stillhouse releases`")
+    require("kubernetes", "ops", "`stillhouse releases`")
+    registry = MlflowRegistry(tracking_uri())
+    rows: list[dict[str, Any]] = []
+    with place.releases(model) as found:
+        for one in found:
+            last = one.last()
+            champion = registry.get_alias(last.model, "champion") if last and last.model else None
+            rows += release_rows(one, champion)
+    if as_json:
+        print_json(rows)
+        return
+    console = stdout()
+    if not rows:
+        console.print("Nothing was deployed there yet.")
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold", show_edge=False)
+    for title in ("Revision", "Since", "Model", "Version", "By", "Status", "Test", "Now"):
+        table.add_column(title, justify="right" if title in ("Revision", "Version") else "left", no_wrap=True)
+    for row in rows:
+        by = f"canary {row['canary']}, {row['canary_weight']}%" if row["canary"] else row["how"]
+        notes = [note for note in ("served", "champion") if row[note]]
+        notes += [f"canary {row['canary']}"] if row["canary"] and row["served"] else []
+        when = row["at"][:19].replace("T", " ")
+        table.add_row(
+            str(row["revision"]),
+            when,
+            Text(row["model"]),
+            row["version"],
+            by,
+            row["status"],
+            row["tested"].lower(),
+            Text(", ".join(notes), style="green"),
+        )
+    console.print(table)
+
+
 def rollback(
     model: Annotated[
         str | None,
@@ -72,30 +129,48 @@ def rollback(
     to: Annotated[
         str, typer.Option("--to", metavar="VERSION", help="Version to go back to.  [default: the one served before]")
     ] = "",
+    target: Target = "",
+    namespace: Namespace = "",
+    context: Context = "",
+    release: ReleaseName = "",
+    as_json: AsJson = False,
 ) -> None:
     """Serve the release before again, with no request lost, and call it champion.
 
-    It is first tried on spare ports, and takes the place of the present one only when it answers as it should.
+    It takes the place of the present one only when it answers as it should: on this machine it is first tried on spare
+    ports; on Kubernetes its revision of the Helm release is made the newest again, and tested from inside the cluster.
     Another rollback goes one release further back; what was rolled back from is not gone back to, unless it is named.
     """
     from stillhouse.cli.extras import require
-    from stillhouse.cli.output import stdout
+    from stillhouse.cli.output import print_json, stdout
     from stillhouse.cli.runs import writable_home
     from stillhouse.deploy.config import version_problems
     from stillhouse.errors import InputError
     from stillhouse.state import tracking_uri
 
-    for module in ("mlflow", "tritonclient", "tokenizers", "onnxruntime"):
-        require(module, "local", "`stillhouse rollback`")
+    place = Place(target=target, namespace=namespace, context=context, release=release)
+    on_kubernetes = place.on_kubernetes
+    for module in ("mlflow", *(["kubernetes"] if on_kubernetes else ["tritonclient", "tokenizers", "onnxruntime"])):
+        require(module, "ops" if on_kubernetes else "local", "`stillhouse rollback`")
+    from stillhouse.deploy import DeployConfig, described
+    from stillhouse.deploy.kubernetes.rollback import roll_back_kubernetes
     from stillhouse.deploy.rollback import roll_back
     from stillhouse.registry import MlflowRegistry
 
     if problems := version_problems("--to", to):
         raise InputError(problems)
     uri = tracking_uri()
-    before, endpoint = roll_back(
-        writable_home(), registry=MlflowRegistry(uri), tracking_uri=uri, model=model or "", to=to
-    )
+    registry = MlflowRegistry(uri)
+    if on_kubernetes:
+        name, release = place.only_release(model or "")
+        settings = {**place.settings, "release": release}
+        config = DeployConfig(model_name=name, version="", tracking_uri="", deploy_target="kubernetes", **settings)
+        before, endpoint = roll_back_kubernetes(config, registry=registry, to=to)
+    else:
+        before, endpoint = roll_back(writable_home(), registry=registry, tracking_uri=uri, model=model or "", to=to)
+    if as_json:
+        print_json({"before": before, **described(endpoint)})
+        return
     what = f"Serving {endpoint.model} version {endpoint.version} at gRPC {endpoint.grpc_url}"
     instead = f" instead of version {before}" if before and before != endpoint.version else ""
     stdout().print(f"{what}{instead}; it is the champion now.", markup=False, soft_wrap=True)

@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from stillhouse.deploy.kubernetes.settings import KubernetesSettings
 from stillhouse.errors import Problem
 from stillhouse.serving.repository import name_problems
 from stillhouse.serving.server import server_status
@@ -42,11 +44,43 @@ class DeployConfig:
     """Port of the Prometheus metrics, on loopback; 0 leaves them off."""
     home: Path = field(default_factory=home_folder)
     """State folder; `STILLHOUSE_HOME`, else `.stillhouse`."""
+    serving_namespace: str = ""
+    """On Kubernetes, the namespace; empty takes the deployer's, or that of the kubeconfig's context."""
+    serving_values: Mapping[str, Any] = field(default_factory=dict)
+    """Helm values for charts/triton, beside those that deploying sets."""
+    canary_weight: int = 0
+    """Percent of the requests that a new version gets first, while it is judged; 0 replaces the old one at once."""
+    canary_minutes: float = 15
+    """How long a canary is watched."""
+    prometheus_url: str = ""
+    """Where a canary's metrics are asked for; empty judges it by its answers to test rows alone."""
+    rollout_timeout_minutes: float = 20
+    """How long a release may take to become ready."""
+    release: str = ""
+    """Name of the Helm release; empty makes one of the model's name."""
+    kube_context: str = ""
+    """Context of the kubeconfig; empty takes the present one."""
 
     @property
     def ports(self) -> Ports:
         """The local endpoint's ports."""
         return Ports(grpc=self.grpc_port, http=self.http_port, metrics=self.metrics_port)
+
+    @property
+    def kubernetes(self) -> KubernetesSettings:
+        """What a deployment to Kubernetes goes by."""
+        return KubernetesSettings(
+            model_name=self.model_name,
+            tracking_uri=self.tracking_uri,
+            namespace=self.serving_namespace,
+            values=self.serving_values,
+            canary_weight=self.canary_weight,
+            canary_minutes=self.canary_minutes,
+            prometheus_url=self.prometheus_url,
+            timeout_minutes=self.rollout_timeout_minutes,
+            release=self.release,
+            context=self.kube_context,
+        )
 
     def problems(self) -> list[Problem]:
         """Everything that would keep this deployment from being made here, the state of this machine included."""
@@ -59,8 +93,7 @@ class DeployConfig:
             remedy = f"Choose one of: {', '.join(TARGETS)}."
             return [*found, Problem("deploy_target", f"{self.deploy_target!r} is unknown.", remedy)]
         if self.deploy_target == "kubernetes":
-            what = "'kubernetes' is not available in this release."
-            found.append(Problem("deploy_target", what, "Choose 'local', or 'none' to register only."))
+            found += self.kubernetes.problems()
         if self.deploy_target == "local":
             if marker := container_marker():
                 what = f"'local' was asked for inside a container ({marker}): its server would end with the container."

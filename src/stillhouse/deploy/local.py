@@ -7,18 +7,20 @@ fails all the same, the previous one is put back in the same way. The alias `cha
 
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stillhouse.deploy.config import DeployConfig
-from stillhouse.deploy.shelf import PackageSource, clear_out, fetch_release, keep_texts, release_at_hand
+from stillhouse.deploy.shelf import clear_out, fetch_release, keep_texts, release_at_hand
 from stillhouse.deploy.smoke import KnownAnswer, known_answers, smoke_test
-from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
-from stillhouse.evaluation.table import CHAMPION
+from stillhouse.deploy.target import Endpoint, Registry, move_champion
+from stillhouse.errors import InputError, Problem, RegistryError, ServingError, StillhouseError
 from stillhouse.progress import Step
-from stillhouse.serving.journal import record_release
+from stillhouse.serving.journal import read_releases, record_release
 from stillhouse.serving.server import (
     ServerConfig,
     ServerStatus,
@@ -31,71 +33,10 @@ from stillhouse.serving.server import (
 )
 from stillhouse.serving.triton import LOOPBACK, free_ports
 
-__all__ = ["Endpoint", "Registry", "deploy_local", "deploy_release", "serve_instead"]
+__all__ = ["deploy_local", "serve_instead"]
 
 _LOCK_SECONDS = 900.0
-
-
-class Registry(PackageSource, Protocol):
-    """What deploying needs of the model registry."""
-
-    def get_alias(self, name: str, alias: str) -> str | None:
-        """The version that an alias points to; None where there is no such alias."""
-
-    def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Point an alias to a version."""
-
-    def delete_alias(self, name: str, alias: str) -> None:
-        """Remove an alias."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where a deployed model answers."""
-
-    model: str
-    version: str
-    grpc_url: str
-    """`host:port`."""
-    http_url: str
-    """Empty where HTTP is off."""
-    metrics_url: str
-    """Empty where the metrics are off."""
-    kept: bool = False
-    """The version was being served there already, and was left running."""
-    answers: tuple[KnownAnswer, ...] = ()
-    """What it answered in the smoke test."""
-
-
-def deploy_release(
-    config: DeployConfig,
-    *,
-    registry: Registry,
-    smoke_rows: Sequence[str | Mapping[str, Any]],
-    step: Step | None = None,
-    allowed: Callable[[], None] | None = None,
-) -> dict[str, Any]:
-    """Deploy, and tell it as the run's summary shows it.
-
-    Returns:
-        `model`, `version`, `url` (gRPC, `host:port`), `http_url`, `metrics_url`, `kept`, and `examples`: `text`,
-        `label` and its `probability` of some rows of the smoke test, each label once where there are several.
-
-    Raises:
-        InputError, ServingError: as `deploy_local`.
-    """
-    endpoint = deploy_local(config, registry=registry, smoke_rows=smoke_rows, step=step, allowed=allowed)
-    first = {answer.label: answer for answer in reversed(endpoint.answers)}
-    chosen = [*first.values(), *(answer for answer in endpoint.answers if answer not in first.values())]
-    return {
-        "model": endpoint.model,
-        "version": endpoint.version,
-        "url": endpoint.grpc_url,
-        "http_url": endpoint.http_url,
-        "metrics_url": endpoint.metrics_url,
-        "kept": endpoint.kept,
-        "examples": [{"text": a.text, "label": a.label, "probability": max(a.probabilities)} for a in chosen[:3]],
-    }
+_log = logging.getLogger(__name__)
 
 
 def deploy_local(
@@ -172,7 +113,8 @@ def _deploy_locked(
     previous = read_status(folder)
     if previous and _serves(previous, public, answers):
         allowed()
-        _move_alias(registry, config)
+        move_champion(registry, config.model_name, config.version)
+        _record_service(registry, config, folder)
         if how == "rollback":
             record_release(public, how)
         return replace(endpoint, kept=True)
@@ -186,13 +128,14 @@ def _deploy_locked(
         step.progress(3, 4, "smoke-test")
         _tested(public, answers)
         allowed()
-        _move_alias(registry, config)
+        move_champion(registry, config.model_name, config.version)
     except BaseException as error:  # an interrupt too: an endpoint that served before shall serve after
         if previous and previous.status not in ("dead", "failed"):
             _bring_back(previous, folder, error)
         else:
             stop_folder(folder)
         raise
+    _record_service(registry, config, folder)
     record_release(public, how)
     keep_texts(shelf, [answer.text for answer in answers])
     clear_out(folder, config.model_name, keep={str(package), previous.package if previous else ""})
@@ -267,17 +210,14 @@ def _bring_back(previous: ServerStatus, folder: Path, error: BaseException) -> N
         raise ServingError(f"{what} {second}") from error
 
 
-def _move_alias(registry: Registry, config: DeployConfig) -> None:
-    """Point `champion` to the version; where that fails half-way, back to where it was."""
-    before = registry.get_alias(config.model_name, CHAMPION)
-    if before == config.version:
-        return
+def _record_service(registry: Registry, config: DeployConfig, folder: Path) -> None:
+    """Have the registry's record say what is in production here. It serves already: a fault is logged, no more."""
+    where = f"local {socket.gethostname()}"
     try:
-        registry.set_alias(config.model_name, CHAMPION, config.version)
-    except BaseException:
-        if registry.get_alias(config.model_name, CHAMPION) != before:
-            if before is None:
-                registry.delete_alias(config.model_name, CHAMPION)
-            else:
-                registry.set_alias(config.model_name, CHAMPION, before)
-        raise
+        # Another model that was deployed here has given way, and may have been stopped before.
+        deployed = [entry.model for entry in read_releases(folder) if entry.how != "serve"]
+        for other in {*deployed[-1:]} - {config.model_name}:
+            registry.end_service(other, where=where)
+        registry.begin_service(config.model_name, config.version, where=where)
+    except RegistryError as error:
+        _log.warning("the record of what was in production lacks this release: %s", error)

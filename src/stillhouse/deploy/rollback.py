@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from stillhouse.deploy.config import DeployConfig
-from stillhouse.deploy.local import Endpoint, Registry, deploy_local
+from stillhouse.deploy.local import deploy_local
 from stillhouse.deploy.shelf import kept_texts
+from stillhouse.deploy.target import Endpoint, Registry
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.table import CHAMPION
 from stillhouse.progress import Step

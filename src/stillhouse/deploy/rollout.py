@@ -16,7 +16,8 @@ from typing import Any
 
 from stillhouse.artifacts import EvaluationManifest
 from stillhouse.deploy.config import DeployConfig
-from stillhouse.deploy.local import deploy_release
+from stillhouse.deploy.release import deploy_release
+from stillhouse.deploy.target import CanaryWithdrawn
 from stillhouse.errors import RegistryError, StillhouseError
 from stillhouse.evaluation.table import CHAMPION
 from stillhouse.progress import Step
@@ -38,10 +39,13 @@ class Rollout:
     """Why, in a sentence or two."""
     endpoint: Mapping[str, Any] = field(default_factory=dict)
     """As `deploy_release` tells it; empty where nothing was deployed."""
+    canary: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of a canary that was withdrawn."""
 
     def result(self) -> dict[str, Any]:
         """As the run's summary shows it."""
-        return {"outcome": self.outcome, "outcome_reason": self.reason, **self.endpoint}
+        canary = {"canary": {"figures": dict(self.canary)}} if self.canary else {}
+        return {"outcome": self.outcome, "outcome_reason": self.reason, **self.endpoint, **canary}
 
 
 def roll_out(
@@ -110,13 +114,16 @@ def _decide(
                 return Rollout(outcome="challenger", reason=fault)
             rows = json.loads((evaluation_dir / "smoke.json").read_text(encoding="utf-8"))
             endpoint = deploy_release(config, registry=registry, smoke_rows=rows, step=step, allowed=lock.check)
+    except CanaryWithdrawn as withdrawn:
+        return Rollout(outcome="challenger", reason=withdrawn.reason, canary=withdrawn.figures)
     except LockBusy as busy:
         waited = f", for {wait_s / 60:.0f} minutes" if config.deploy_conflict == "wait" else ""
         what = f"Another run, {busy.holder.removeprefix('run ')}, is deploying {config.model_name}{waited}."
         return Rollout(outcome="challenger", reason=f"{what} The next run compares with what it deploys.")
     if champion == version:
         return replace(kept, endpoint=endpoint)
-    return Rollout(outcome="deployed", reason=promotion["reason"], endpoint=endpoint)
+    canary = endpoint.get("canary", {}).get("reason", "")
+    return Rollout(outcome="deployed", reason=" ".join(filter(None, [promotion["reason"], canary])), endpoint=endpoint)
 
 
 def _overtaken(

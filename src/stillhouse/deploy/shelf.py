@@ -20,12 +20,21 @@ from stillhouse.serving.repository import set_model_version
 from stillhouse.serving.server import serving_folder
 from stillhouse.serving.verify import verify_release
 
-__all__ = ["PackageSource", "clear_out", "fetch_release", "keep_texts", "kept_texts", "load_for", "release_at_hand"]
+__all__ = [
+    "PLAIN_TEXTS",
+    "PackageSource",
+    "clear_out",
+    "fetch_release",
+    "keep_texts",
+    "kept_texts",
+    "load_for",
+    "release_at_hand",
+]
 
 _KEPT = 5
 """Releases of a model that stay."""
 _TEXTS = "smoke.json"
-_PLAIN_TEXTS = ("ok", "The quick brown fox jumps over the lazy dog.", "")
+PLAIN_TEXTS = ("ok", "The quick brown fox jumps over the lazy dog.", "")
 
 
 class PackageSource(Protocol):
@@ -121,7 +130,7 @@ def kept_texts(home: Path, name: str) -> list[str]:
         found = json.loads((serving_folder(home) / "repository" / name / _TEXTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = []
-    return [str(text) for text in found] or list(_PLAIN_TEXTS)
+    return [str(text) for text in found] or list(PLAIN_TEXTS)
 
 
 def clear_out(folder: Path, name: str, *, keep: set[str]) -> None:

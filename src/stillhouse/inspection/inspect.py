@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from stillhouse.artifacts import digest_json
 from stillhouse.data.config import DataConfig
 from stillhouse.data.prepare import inspect_source
 from stillhouse.deploy.config import DeployConfig
+from stillhouse.deploy.kubernetes.rendering import rendered_problems
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.export.config import PackageConfig
@@ -36,7 +37,9 @@ __all__ = [
 
 _SHAPELESS = frozenset(
     ("tracking_uri", "experiment", "run_name", "pipeline_run", "deploy_target", "promotion", "significance",
-     "deploy_conflict", "skip_unchanged", "grpc_port", "http_port", "metrics_port", "checkpoint_dir", "gpu_type",
+     "serving_namespace", "serving_values", "canary_weight", "canary_minutes", "prometheus_url",
+     "rollout_timeout_minutes", "deploy_conflict", "skip_unchanged", "grpc_port", "http_port", "metrics_port",
+     "checkpoint_dir", "gpu_type",
      "train_cpu", "train_memory", "node_selector", "tolerations")
 )  # fmt: skip
 """Parameters that do not change what a run makes. GPUs and machines do: the batch grows with them."""
@@ -78,6 +81,10 @@ def data_config(parameters: Mapping[str, Any]) -> DataConfig:
     names = ("task", "data", "validation_data", "test_data", "max_train_rows", "max_validation_rows", "max_test_rows",
              "validation_fraction", "test_fraction", "seed")  # fmt: skip
     return DataConfig(schema=schema, **{name: p[name] for name in names})
+
+
+def _deploy_config(parameters: Mapping[str, Any]) -> DeployConfig:
+    return DeployConfig(version="", **{name: parameters[name] for name in _DEPLOY})
 
 
 def scale_config(parameters: Mapping[str, Any]) -> ScaleConfig:
@@ -149,16 +156,7 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
             significance=p["significance"],
             seed=p["seed"],
         ).problems(TASKS.get(p["task"])),
-        DeployConfig(
-            model_name=p["model_name"],
-            version="",
-            tracking_uri=p["tracking_uri"],
-            deploy_target=p["deploy_target"],
-            deploy_conflict=p["deploy_conflict"],
-            grpc_port=p["grpc_port"],
-            http_port=p["http_port"],
-            metrics_port=p["metrics_port"],
-        ).problems,
+        _deploy_config(p).problems,
         RegisterConfig(model_name=p["model_name"], tracking_uri=p["tracking_uri"], experiment=p["experiment"]).problems,
         scale_config(p).problems,
     ]
@@ -170,6 +168,10 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
     return list(dict.fromkeys(found))
 
 
+_DEPLOY = ("model_name", "tracking_uri", "deploy_target", "deploy_conflict", "grpc_port", "http_port", "metrics_port",
+           "serving_namespace", "serving_values", "canary_weight", "canary_minutes", "prometheus_url",
+           "rollout_timeout_minutes")  # fmt: skip
+"""Parameters that are fields of `DeployConfig`."""
 _HARMLESS = {"data": "demo://reviews", "validation_data": "", "test_data": "", "checkpoint_dir": "s3://hidden"}
 """Locations that a parameter may hold, and what stands in for them."""
 
@@ -185,6 +187,13 @@ def _credential_problems(parameters: Mapping[str, Any]) -> list[Problem]:
         for name in _HARMLESS
         if holds_credentials(str(parameters.get(name) or ""))
     ]
+
+
+def _chart_problems(parameters: Mapping[str, Any], found: Sequence[Problem]) -> list[Problem]:
+    """What the chart finds wrong with the values for it, where there is helm to ask; else deploying finds it out."""
+    if parameters["deploy_target"] != "kubernetes" or any(p.where.startswith("serving_values") for p in found):
+        return []
+    return rendered_problems(_deploy_config(parameters).kubernetes)
 
 
 def _name_problems(model_name: str) -> list[Problem]:
@@ -207,6 +216,7 @@ def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> I
         InputError: with everything that is wrong, of the parameters, of the source and of the registry.
     """
     found = parameter_problems(parameters) + scale_config(parameters).machine_problems()
+    found += _chart_problems(parameters, found)
     fingerprint = ""
     if not _credential_problems(parameters):
         try:

@@ -12,12 +12,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["BatchQueue", "QueueFull"]
+__all__ = ["BatchQueue", "QueueFull", "Totals"]
 
 Item = TypeVar("Item")
 
+_LARGE = 8.0
+"""An item of more rows than a batch may wait longer, by so many times what those rows take: a list that one caller
+sends in a few large requests would else be refused because of itself."""
 _MEMORY = 0.2
 """Weight of the newest batch in the mean time that a row takes."""
 
@@ -26,24 +29,41 @@ class QueueFull(Exception):
     """An item would wait too long, or there are too many. The message is meant for the caller."""
 
 
+class Totals(NamedTuple):
+    """What went through a queue since it was made."""
+
+    items: int
+    """Handed out in batches."""
+    refused: int
+    """Refused at once, or handed out as too late."""
+    queue_seconds: float
+    """That items waited, all together."""
+    compute_seconds: float
+    """That items were at work, all together."""
+    waiting: int
+    """Items that wait now."""
+
+
 class BatchQueue(Generic[Item]):
     """First come, first served, by batches; any number of threads may add and take.
 
     Args:
         max_items: items that may wait.
         max_wait: seconds that an item may wait: one that is expected to wait longer is refused, and one that did is
-            handed out apart. 0 is no limit.
+            handed out apart. Items of more rows than `batch_rows` may wait longer, in proportion. 0 is no limit.
         batch_rows: rows of one batch; an item of more rows is a batch of its own.
     """
 
     def __init__(self, *, max_items: int, max_wait: float, batch_rows: int) -> None:
         self._max_items, self._max_wait, self._batch_rows = max_items, max_wait, batch_rows
-        self._waiting: deque[tuple[Item, int, float]] = deque()
+        self._waiting: deque[tuple[Item, int, float, float]] = deque()
         self._rows_waiting = 0
         self._rows_at_work = 0
         self._seconds_per_row = 0.0
         self._last_done = 0.0
         self._closed = False
+        self._items, self._refused = 0, 0
+        self._queue_seconds, self._compute_seconds = 0.0, 0.0
         self._changed = threading.Condition()
 
     def add(self, item: Item, rows: int) -> None:
@@ -53,19 +73,26 @@ class BatchQueue(Generic[Item]):
             QueueFull: there is no room for it.
         """
         with self._changed:
-            if self._closed:
-                raise QueueFull("the model is being unloaded")
-            if len(self._waiting) >= self._max_items:
-                raise QueueFull(f"{len(self._waiting)} requests are waiting already")
-            # Half of what is at work is still to be done, on the average.
-            wait = (self._rows_waiting + self._rows_at_work / 2) * self._seconds_per_row
-            if self._max_wait and wait > self._max_wait:
-                raise QueueFull(
-                    f"it would take {1000 * wait:.0f} ms until its turn, and {1000 * self._max_wait:.0f} ms is allowed"
-                )
-            self._waiting.append((item, rows, time.monotonic()))
+            allowed = self._max_wait + _LARGE * max(0, rows - self._batch_rows) * self._seconds_per_row
+            if refusal := self._refusal(allowed):
+                self._refused += 1
+                raise QueueFull(refusal)
+            now = time.monotonic()
+            self._waiting.append((item, rows, now, now + allowed))
             self._rows_waiting += rows
             self._changed.notify()
+
+    def _refusal(self, allowed: float) -> str:
+        """Why an item that may wait for `allowed` seconds cannot be taken in now; empty if it can."""
+        if self._closed:
+            return "the model is being unloaded"
+        if len(self._waiting) >= self._max_items:
+            return f"{len(self._waiting)} requests are waiting already"
+        # Half of what is at work is still to be done, on the average.
+        wait = (self._rows_waiting + self._rows_at_work / 2) * self._seconds_per_row
+        if self._max_wait and wait > allowed:
+            return f"it would take {1000 * wait:.0f} ms until its turn, and {1000 * allowed:.0f} ms is allowed"
+        return ""
 
     def take(self) -> tuple[list[Item], list[Item]]:
         """Wait for items, and take the next batch.
@@ -81,31 +108,41 @@ class BatchQueue(Generic[Item]):
             late: list[Item] = []
             rows, now = 0, time.monotonic()
             while self._waiting and (not batch or rows + self._waiting[0][1] <= self._batch_rows):
-                item, count, since = self._waiting.popleft()
+                item, count, since, until = self._waiting.popleft()
                 self._rows_waiting -= count
-                if self._max_wait and now - since > self._max_wait:
+                self._queue_seconds += now - since
+                if self._max_wait and now > until:
                     late.append(item)
                 else:
                     batch.append(item)
                     rows += count
             self._rows_at_work += rows
+            self._refused += len(late)
             return batch, late
 
-    def done(self, rows: int, begin: float) -> None:
-        """Tell that a batch of `rows` is done, from which the waiting time of those to come is estimated.
+    def done(self, items: int, rows: int, begin: float) -> None:
+        """Tell that a batch is done, from which the waiting time of those to come is estimated.
 
         Args:
+            items: of the batch.
             rows: of the batch.
             begin: `time.monotonic()` when it was taken.
         """
         with self._changed:
             self._rows_at_work -= rows
             now = time.monotonic()
+            self._items += items
+            self._compute_seconds += items * (now - begin)
             if rows:
                 # With several at work what counts is how fast they are together: the time since the last one was done.
                 pace = (now - max(begin, self._last_done)) / rows
                 self._seconds_per_row += (_MEMORY if self._last_done else 1.0) * (pace - self._seconds_per_row)
                 self._last_done = now
+
+    def totals(self) -> Totals:
+        """What went through until now."""
+        with self._changed:
+            return Totals(self._items, self._refused, self._queue_seconds, self._compute_seconds, len(self._waiting))
 
     def close(self) -> None:
         """Take nothing more in. What waits is still handed out."""

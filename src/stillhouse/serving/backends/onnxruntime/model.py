@@ -41,8 +41,8 @@ class TritonPythonModel:
         threads = int(parameters.get("intra_op_thread_count", 0))
         options.intra_op_num_threads = threads or max(1, usable_cores() // max(1, instances))
         options.inter_op_num_threads = 1
-        # The cores are shared with the server and with the front model: waiting threads sleep and do not spin.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that wait spin, which is quickest, but not for long: the server and the front model share the cores.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "2000")
         providers = ["CPUExecutionProvider"]
         if args["model_instance_kind"] == "GPU":
             providers.insert(0, "CUDAExecutionProvider")

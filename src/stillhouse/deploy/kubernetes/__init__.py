@@ -1,0 +1,1 @@
+"""Deploying to Kubernetes: one release of charts/triton is one pinned version of one model."""
