@@ -126,6 +126,10 @@ ON_CANARY = {"stillhouse_track": "canary"}
             {f"stillhouse_requests_refused_total{{{STABLE}}}": "0+60x240"},
             [{"alertname": "StillhouseRefusing", **ON_STABLE}], "15m", id="refusing"),
         pytest.param(
+            {f"stillhouse_requests_refused_total{{{STABLE}}}": "0+1500x240",
+             f"stillhouse_requests_total{{{STABLE}}}": "9x240"},
+            [{"alertname": "StillhouseRefusing", **ON_STABLE}], "15m", id="refusing everybody"),
+        pytest.param(
             {f'kube_pod_container_status_restarts_total{{{POD},container="triton"}}': "1x20 1+1x10 11x210"},
             [{"alertname": "StillhouseRestarts", "pod": "reviews-7d4f9c-x2x9z", "container": "triton"}],
             "20m", id="restarts"),

@@ -37,7 +37,7 @@ KEY = "0b5c9a52-2f4e-4a8b-9f63-1f4cf2d1a7aa"
 
 @dataclass
 class Pod:
-    """A Triton that runs with the container's arguments, less what is the container's own: ports, folders, addresses."""
+    """A Triton that runs with the container's arguments, but for ports, folders and addresses."""
 
     process: subprocess.Popen[bytes]
     ports: Ports
@@ -197,7 +197,7 @@ def test_connections_end_at_their_age(start: Start, package: Path):
             for _ in range(40):
                 client.predict_one(TEXTS[0])
                 for connection in psutil.Process().net_connections("tcp"):
-                    if connection.raddr and connection.raddr.port == pod.ports.grpc and connection.status == "ESTABLISHED":
+                    if connection.raddr and connection.raddr.port == pod.ports.grpc:
                         addresses.add(connection.laddr.port)
                 time.sleep(0.1)
         assert len(addresses) > 1
