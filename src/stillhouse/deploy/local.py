@@ -7,6 +7,8 @@ fails all the same, the previous one is put back in the same way. The alias `cha
 
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +17,10 @@ from typing import Any, Protocol
 from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.shelf import PackageSource, clear_out, fetch_release, keep_texts, release_at_hand
 from stillhouse.deploy.smoke import KnownAnswer, known_answers, smoke_test
-from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
+from stillhouse.errors import InputError, Problem, RegistryError, ServingError, StillhouseError
 from stillhouse.evaluation.table import CHAMPION
 from stillhouse.progress import Step
-from stillhouse.serving.journal import record_release
+from stillhouse.serving.journal import read_releases, record_release
 from stillhouse.serving.server import (
     ServerConfig,
     ServerStatus,
@@ -34,6 +36,7 @@ from stillhouse.serving.triton import LOOPBACK, free_ports
 __all__ = ["Endpoint", "Registry", "deploy_local", "deploy_release", "serve_instead"]
 
 _LOCK_SECONDS = 900.0
+_log = logging.getLogger(__name__)
 
 
 class Registry(PackageSource, Protocol):
@@ -47,6 +50,12 @@ class Registry(PackageSource, Protocol):
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias."""
+
+    def begin_service(self, name: str, version: str, *, where: str) -> None:
+        """Record that a version is in production at a place, instead of the one that was."""
+
+    def end_service(self, name: str, *, where: str) -> None:
+        """Record that no version of a model is in production at a place any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +182,7 @@ def _deploy_locked(
     if previous and _serves(previous, public, answers):
         allowed()
         _move_alias(registry, config)
+        _record_service(registry, config, folder)
         if how == "rollback":
             record_release(public, how)
         return replace(endpoint, kept=True)
@@ -193,6 +203,7 @@ def _deploy_locked(
         else:
             stop_folder(folder)
         raise
+    _record_service(registry, config, folder)
     record_release(public, how)
     keep_texts(shelf, [answer.text for answer in answers])
     clear_out(folder, config.model_name, keep={str(package), previous.package if previous else ""})
@@ -281,3 +292,16 @@ def _move_alias(registry: Registry, config: DeployConfig) -> None:
             else:
                 registry.set_alias(config.model_name, CHAMPION, before)
         raise
+
+
+def _record_service(registry: Registry, config: DeployConfig, folder: Path) -> None:
+    """Have the registry's record say what is in production here. It serves already: a fault is logged, no more."""
+    where = f"local {socket.gethostname()}"
+    try:
+        # Another model that was deployed here has given way, and may have been stopped before.
+        deployed = [entry.model for entry in read_releases(folder) if entry.how != "serve"]
+        for other in {*deployed[-1:]} - {config.model_name}:
+            registry.end_service(other, where=where)
+        registry.begin_service(config.model_name, config.version, where=where)
+    except RegistryError as error:
+        _log.warning("the record of what was in production lacks this release: %s", error)

@@ -5,6 +5,7 @@ from stillhouse.registry.lock import LOCK_SUFFIX, DeployLock, LockBusy
 from stillhouse.registry.mlflow_registry import MlflowRegistry, RegisteredChampion
 from stillhouse.registry.register import RegisterConfig, RegisteredVersion
 from stillhouse.registry.run_record import OUTCOMES, RunRecord
+from stillhouse.registry.service import ServicePeriod
 
 __all__ = [
     "LOCK_SUFFIX",
@@ -16,5 +17,6 @@ __all__ = [
     "RegisteredChampion",
     "RegisteredVersion",
     "RunRecord",
+    "ServicePeriod",
     "fetch_champion",
 ]

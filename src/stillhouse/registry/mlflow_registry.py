@@ -28,6 +28,7 @@ from stillhouse.registry.register import (
     log_and_register,
 )
 from stillhouse.registry.run_record import RunRecord, download_evaluation, find_run, leave_run
+from stillhouse.registry.service import ServicePeriod, begin_period, end_periods, read_periods
 from stillhouse.registry.tracking import as_default, redact, registry_errors
 
 __all__ = ["MlflowRegistry", "RegisteredChampion"]
@@ -258,6 +259,46 @@ class MlflowRegistry(Connection):
                 client.set_tag(record.run_id, TAG_PREFIX + key, value)
                 if record.version:
                     client.set_model_version_tag(record.model_name, record.version, TAG_PREFIX + key, value)
+
+    def begin_service(self, name: str, version: str, *, where: str) -> None:
+        """Record that a version is in production from now on.
+
+        The period of another version that stands open at the same place ends; one of this very version goes on.
+
+        Args:
+            name: registered name.
+            version: registered version.
+            where: a short public name of the place: `local HOST`, `kubernetes NAMESPACE/RELEASE`.
+
+        Raises:
+            RegistryError: there is no such version, or the registry refused or could not be reached.
+        """
+        self._version(name, version)
+        with registry_errors(self.uri, f"record that version {version} of {name} is in production"):
+            begin_period(self.client(), self._versions(name), version, where)
+
+    def end_service(self, name: str, *, where: str) -> None:
+        """Record that no version of a model is in production at a place any more; nothing happens where none was.
+
+        Raises:
+            RegistryError: the registry refused, or could not be reached.
+        """
+        if not self._absent():
+            with registry_errors(self.uri, f"record that {name} is not in production any more"):
+                end_periods(self.client(), self._versions(name), where)
+
+    def service_history(self, name: str) -> list[ServicePeriod]:
+        """When each version of a model was in production, the newest period first; empty for an unknown model.
+
+        Raises:
+            RegistryError: the registry could not be read.
+        """
+        if self._absent():
+            return []
+        with registry_errors(self.uri, f"read when {name} was in production"):
+            found = [period for entry in self._versions(name) for period in read_periods(entry)]
+        # In a second with several, those of the newest version come first.
+        return sorted(found, key=lambda period: (period.since, int(period.version)), reverse=True)
 
     def models(self) -> list[dict[str, Any]]:
         """Every version that Stillhouse registered: by name, the newest first.
