@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import _shim
 import pytest
 from cluster_stand_in import Cluster, running_cluster
 
@@ -119,7 +118,6 @@ def world(cluster: Cluster, helm: Path, registered: Path, tmp_path: Path, monkey
     """A user's shell before an empty namespace."""
     monkeypatch.setenv("STILLHOUSE_HELM", str(helm))
     monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path / "kubeconfig", cluster.url)))
-    _shim.log.clear()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(registered / "mlflow.db", tmp_path / "mlflow.db")
     return World(cluster, MlflowRegistry(f"sqlite:///{tmp_path}/mlflow.db"), tmp_path)
