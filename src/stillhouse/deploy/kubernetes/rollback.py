@@ -10,7 +10,7 @@ from stillhouse.deploy.by_hand import WAIT_SECONDS, holder
 from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.kubernetes.deploy import Change, endpoint_of, opened
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision
-from stillhouse.deploy.target import Endpoint, ServiceRegistry
+from stillhouse.deploy.target import Endpoint, Registry
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.table import CHAMPION
 from stillhouse.interrupts import terminable
@@ -22,7 +22,7 @@ from stillhouse.serving.journal import Release, standing
 __all__ = ["LockingRegistry", "revision_before", "roll_back_kubernetes"]
 
 
-class LockingRegistry(ServiceRegistry, Protocol):
+class LockingRegistry(Registry, Protocol):
     """What rolling back needs of the model registry."""
 
     def resolve(self, uri: str) -> tuple[str, str]:
@@ -82,6 +82,7 @@ def roll_back_kubernetes(
             if target.number != (last.number if last else 0):
                 release.go_back(target)
             change.prove(version)
+        change.record(version)
         return before, replace(endpoint_of(release, model), kept=version == before)
 
 
