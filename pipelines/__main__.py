@@ -2,7 +2,7 @@
 
 run      run the main pipeline on this machine
 compile  print the pipeline, compiled for a cluster
-submit, watch, schedule  see `stillhouse.pipelines.remote.commands`
+submit, watch, schedule, publish  see `stillhouse.pipelines.remote.commands`
 """
 
 import argparse

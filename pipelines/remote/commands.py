@@ -1,9 +1,10 @@
-"""The commands of `python -m stillhouse.pipelines` that speak to Kubeflow Pipelines: submit, watch, schedule."""
+"""The commands of `python -m stillhouse.pipelines` that speak to Kubeflow Pipelines: submit, watch, schedule, publish."""
 
 import argparse
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from stillhouse.pipelines.local import LocalSteps, fail
 from stillhouse.pipelines.remote import runs, schedules
 from stillhouse.pipelines.remote.connection import Api, Connection, connection
 from stillhouse.pipelines.remote.plans import plan
+from stillhouse.pipelines.remote.publishing import publish, read_publication
 from stillhouse.pipelines.remote.uploads import Compiled, Uploaded, compile_for, pipeline_spec, upload
 from stillhouse.progress import emit
 from stillhouse.redaction import redacted
@@ -26,7 +28,7 @@ from stillhouse.state import TRACKING_VARIABLE
 
 __all__ = ["COMMANDS", "add_commands", "run_command"]
 
-COMMANDS = ("submit", "watch", "schedule")
+COMMANDS = ("submit", "watch", "schedule", "publish")
 
 
 def add_commands(commands: Any) -> None:
@@ -62,17 +64,24 @@ def add_commands(commands: Any) -> None:
     for action in ("show", "pause", "resume", "delete"):
         schedule.add_parser(action, parents=[place]).add_argument("name")
 
+    publishing = commands.add_parser("publish", parents=[place])
+    publishing.add_argument("file")
+    publishing.add_argument("--owner", default="publish")
+    publishing.add_argument("--cluster-time-zone", default="")
+    publishing.add_argument("--prune", action="store_true")
+
 
 def run_command(options: argparse.Namespace) -> int:
     """Run one of the commands.
 
-    `submit` and `watch` report what they do as progress events. `schedule` prints one JSON document: `{"result": …}`, or
-    `{"error": {"message", "problems", "exit_code"}}`.
+    `submit` and `watch` report what they do as progress events. `schedule` and `publish` print one JSON document:
+    `{"result": …}`, or `{"error": {"message", "problems", "exit_code"}}`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if options.command == "schedule":
+    if options.command in ("schedule", "publish"):
+        answer = _schedule if options.command == "schedule" else _publish
         try:
-            body: dict[str, Any] = {"result": _schedule(options)}
+            body: dict[str, Any] = {"result": answer(options)}
             exit_code = 0
         except StillhouseError as error:
             problems = [vars(p) for p in error.problems] if isinstance(error, InputError) else []
@@ -233,6 +242,22 @@ def _schedule(options: argparse.Namespace) -> Any:
     return change(api, one).document()
 
 
+def _publish(options: argparse.Namespace) -> Any:
+    """What was made so, by pipeline and schedule."""
+    found: list[Problem] = []
+    place = _connection(options, found)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}", options.owner):
+        found.append(Problem("--owner", f"{options.owner!r} is not a name.", "Use letters, digits and . _ / -."))
+    publication = None
+    try:
+        publication = read_publication(options.file, cluster_time_zone=options.cluster_time_zone)
+    except InputError as error:
+        found += error.problems
+    if found or place is None or publication is None:
+        raise InputError(found)
+    return publish(Api(place), publication, owner=options.owner, prune=options.prune)
+
+
 def _create_schedule(options: argparse.Namespace, place: Connection | None, found: list[Problem]) -> Any:
     if not options.name.strip():
         found.append(Problem("NAME", "is empty.", "Give the schedule a name."))
@@ -257,24 +282,18 @@ def _create_schedule(options: argparse.Namespace, place: Connection | None, foun
         what = f"a schedule {options.name!r} exists: {existing[0].trigger}, {existing[0].state}."
         raise InputError(Problem("NAME", what, "Choose another name, or give --replace."))
     uploaded = upload(api, compiled, latest=True)
-    created = schedules.create(
-        api,
-        times,
+    content = schedules.Content(
+        plan=times,
         name=options.name,
         pipeline=uploaded.pipeline,
         pipeline_id=uploaded.pipeline_id,
-        experiment=options.experiment,
+        experiment_id=runs.experiment_id(api, options.experiment),
         model_name=str(compiled.arguments["model_name"]),
         parameters=compiled.changed,
-        # One that was paused stays so.
-        enabled=not existing or any(one.state != "paused" for one in existing),
     )
-    for old in existing:
-        try:
-            schedules.delete(api, old)
-        except StillhouseError as error:
-            left = f"The new schedule {created.id} is in place, but the old one {old.id} too: delete it."
-            raise StillhouseError(f"{error} {left}") from None
+    # One that was paused stays so.
+    enabled = not existing or any(one.state != "paused" for one in existing)
+    created = schedules.put(api, content, existing, enabled=enabled)
     return {
         **created.document(),
         "pipeline_version": uploaded.version,

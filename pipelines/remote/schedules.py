@@ -1,6 +1,6 @@
 """Schedules: recurring runs on Kubeflow that always run the latest version of the pipeline."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -13,10 +13,9 @@ from stillhouse.errors import InputError, Problem, StillhouseError
 from stillhouse.pipelines.remote.connection import Api
 from stillhouse.pipelines.remote.cron import Cron
 from stillhouse.pipelines.remote.plans import Plan, interval_words
-from stillhouse.pipelines.remote.runs import experiment_id
 from stillhouse.redaction import redacted
 
-__all__ = ["Schedule", "create", "delete", "find", "listed", "pause", "resume", "with_last_run"]
+__all__ = ["Content", "Schedule", "delete", "find", "listed", "pause", "put", "resume", "with_last_run"]
 
 _MARK = "stillhouse schedule"
 """First words of a description by which our schedules are known from others."""
@@ -53,6 +52,8 @@ class Schedule:
     experiment_id: str
     parameters: dict[str, Any] = field(default_factory=dict)
     """What differs from the defaults of the latest version."""
+    owner: str = ""
+    """Who published it; empty where a person made it."""
     link: str = ""
 
     def document(self, *, parameters: bool = True) -> dict[str, Any]:
@@ -63,31 +64,74 @@ class Schedule:
         return body
 
 
-def create(
-    api: Api,
-    plan: Plan,
-    *,
-    name: str,
-    pipeline: str,
-    pipeline_id: str,
-    experiment: str,
-    model_name: str,
-    parameters: Mapping[str, Any],
-    enabled: bool = True,
-) -> Schedule:
-    """Make a schedule that runs the latest version of a pipeline.
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a schedule is to be: when it is due, and what it runs, always in the pipeline's latest version."""
+
+    plan: Plan
+    name: str
+    """Of the schedule; Kubeflow itself takes one name many times."""
+    pipeline: str
+    """The pipeline's name."""
+    pipeline_id: str
+    experiment_id: str
+    """Of the experiment of its runs."""
+    model_name: str
+    """Of the model that it trains."""
+    parameters: Mapping[str, Any]
+    """Values that differ from the pipeline's defaults."""
+    owner: str = ""
+    """Who publishes it; empty where a person made it."""
+
+    def differences(self, there: Schedule) -> list[str]:
+        """In what a schedule on Kubeflow is another than this one; empty where it is the same."""
+        times = self.plan
+        pairs = {
+            "cron": (times.cluster_cron, there.cron),
+            "every": (times.seconds, there.interval_seconds),
+            "time_zone": (times.time_zone, there.time_zone),
+            "start": (_iso(times.start), there.start),
+            "end": (_iso(times.end), there.end),
+            "max_concurrency": (times.max_concurrency, there.max_concurrency),
+            "catch_up": (times.catch_up, there.catch_up),
+            "pipeline": (self.pipeline_id, there.pipeline_id),
+            "experiment": (self.experiment_id, there.experiment_id),
+            "owner": (self.owner, there.owner),
+        }
+        changed = [key for key, (wanted, present) in pairs.items() if wanted != present]
+        names = sorted({*self.parameters, *there.parameters})
+        absent = object()
+        return changed + [
+            f"parameters.{name}"
+            for name in names
+            if self.parameters.get(name, absent) != there.parameters.get(name, absent)
+        ]
+
+
+def put(api: Api, content: Content, existing: Sequence[Schedule], *, enabled: bool = True) -> Schedule:
+    """Make a schedule, and then delete those whose place it takes.
 
     Args:
         api: Kubeflow Pipelines.
-        plan: when it is due.
-        name: of the schedule; Kubeflow itself takes one name many times.
-        pipeline: the pipeline's name.
-        pipeline_id: the pipeline.
-        experiment: name of the experiment of its runs, created if it is not there.
-        model_name: of the model that it trains.
-        parameters: values that differ from the pipeline's defaults.
+        content: what it is to be.
+        existing: those whose place it takes.
         enabled: whether it begins at once.
+
+    Raises:
+        StillhouseError: Kubeflow Pipelines refused; the message says so where both the new and an old one are there.
     """
+    created = _create(api, content, enabled=enabled)
+    for old in existing:
+        try:
+            delete(api, old)
+        except StillhouseError as error:
+            left = f"The new schedule {created.id} is in place, but the old one {old.id} too: delete it."
+            raise StillhouseError(f"{error} {left}") from None
+    return created
+
+
+def _create(api: Api, content: Content, *, enabled: bool) -> Schedule:
+    plan = content.plan
     if plan.cluster_cron:
         trigger = kfp_server_api.V2beta1Trigger(
             cron_schedule=kfp_server_api.V2beta1CronSchedule(
@@ -105,17 +149,19 @@ def create(
         "when": plan.words,
         "time zone": plan.time_zone,
         "cluster's time zone": plan.cluster_time_zone,
-        "model": model_name,
-        "pipeline": f"{pipeline}, the latest version",
+        "model": content.model_name,
+        "pipeline": f"{content.pipeline}, the latest version",
     }
+    if content.owner:
+        notes["published by"] = content.owner
     mode = kfp_server_api.RecurringRunMode
     body = kfp_server_api.V2beta1RecurringRun(
-        display_name=name,
+        display_name=content.name,
         description="\n".join(f"{key}: {value}" for key, value in notes.items()),
-        experiment_id=experiment_id(api, experiment),
+        experiment_id=content.experiment_id,
         # No version: each run takes the latest.
-        pipeline_version_reference=kfp_server_api.V2beta1PipelineVersionReference(pipeline_id=pipeline_id),
-        runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=dict(parameters)),
+        pipeline_version_reference=kfp_server_api.V2beta1PipelineVersionReference(pipeline_id=content.pipeline_id),
+        runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=dict(content.parameters)),
         trigger=trigger,
         mode=mode.ENABLE if enabled else mode.DISABLE,
         max_concurrency=str(plan.max_concurrency),
@@ -221,6 +267,7 @@ def _schedule(api: Api, entry: Any) -> Schedule:
         pipeline_id=str((entry.pipeline_version_reference and entry.pipeline_version_reference.pipeline_id) or ""),
         experiment_id=str(entry.experiment_id or ""),
         parameters=parameters,
+        owner=notes.get("published by", ""),
         link=api.connection.link(f"recurringrun/details/{entry.recurring_run_id}"),
     )
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgresql import PostgresqlMissing, postgresql
 
 from stillhouse import __version__
 from stillhouse.artifacts import EvaluationManifest, PackageManifest, sha256_file
@@ -162,39 +162,25 @@ print(json.dumps([files, [name for name in names if importlib.util.find_spec(nam
     assert images["ops"]["Size"] < images["train"]["Size"] / 2
 
 
+def test_train_holds_what_the_mlflow_server_of_the_chart_needs(images: dict[str, Any]):
+    """Drivers for the database and the stores, which MLflow itself leaves to its users; and the job that publishes."""
+    modules = ("psycopg2", "boto3", "google.cloud.storage", "uvicorn", "mlflow.server", "sqlalchemy", "kfp_server_api")
+    in_image("train", "python3", "-c", f"import {', '.join(modules)}")
+    assert "--allowed-hosts" in in_image("train", "mlflow", "server", "--help")
+    assert "FILE" in in_image("train", "stillhouse", "publish", "--help")
+
+
 # -- the pipeline in them ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """PostgreSQL that listens on a socket of its own, run by an unprivileged user; yields its URI for SQLAlchemy."""
-    root = os.geteuid() == 0
-    if not (found := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
-        if not root or shutil.which("apt-get") is None:
-            pytest.skip("PostgreSQL is not installed, and installing it needs root and apt-get")
-        # RUNLEVEL keeps the package from starting a server.
-        options = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}, "capture_output": True}
-        subprocess.run(["apt-get", "update", "-qq"], **options)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"], **options)
-        if not (found := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
-            pytest.skip("PostgreSQL is not installed, and apt-get could not install it")
-    folder = Path(tempfile.mkdtemp(prefix="stillhouse-postgresql-"))  # a socket's path must be short
-    user: dict[str, Any] = {}
-    if root:
-        shutil.chown(folder, "postgres", "postgres")
-        user = {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": folder}
-    data, control = folder / "data", found[-1].with_name("pg_ctl")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+    """PostgreSQL that listens on a socket of its own; yields its URI for SQLAlchemy."""
     try:
-        call(found[-1], "-D", data, "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", **user)
-        subprocess.run(
-            [control, "-D", data, "-l", folder / "log", "-w", "-o", options, "start"], check=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **user,
-        )  # fmt: skip
-        yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"
-    finally:
-        subprocess.run([control, "-D", data, "-m", "immediate", "stop"], stdout=subprocess.DEVNULL, **user)
-        shutil.rmtree(folder, ignore_errors=True)
+        with postgresql() as folder:
+            yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"
+    except PostgresqlMissing as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module")

@@ -55,9 +55,9 @@ def command(kubeflow: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         events = tmp_path / "events.jsonl"
         events.unlink(missing_ok=True)
         capsys.readouterr()
-        extra = [] if arguments[0] == "schedule" else ["--folder", str(tmp_path), "--interval", "0.01"]
+        extra = [] if arguments[0] in ("schedule", "publish") else ["--folder", str(tmp_path), "--interval", "0.01"]
         code = run_command(parser.parse_args([arguments[0], *arguments[1:], *extra]))
-        if arguments[0] == "schedule":
+        if arguments[0] in ("schedule", "publish"):
             return code, json.loads(capsys.readouterr().out)
         return code, [json.loads(line) for line in events.read_text().splitlines()]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import ssl
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api
 import pytest
+from certificates import self_signed
 from kfp_schema import Mismatch, check
 from kfp_stand_in import StandIn, serving
 
@@ -406,34 +408,13 @@ def test_watching_an_unknown_run_is_bad_input(kubeflow: StandIn, command: Any):
 
 
 def test_a_certificate_is_checked_against_the_authority_that_is_given(tmp_path: Path):
-    x509 = pytest.importorskip("cryptography.x509")
-    from datetime import datetime, timedelta, timezone
-    from ssl import PROTOCOL_TLS_SERVER, SSLContext
-
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(timezone.utc)
-    certificate = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    pem = serialization.Encoding.PEM
-    (tmp_path / "ca.pem").write_bytes(certificate.public_bytes(pem))
-    (tmp_path / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    context = SSLContext(PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "ca.pem", tmp_path / "key.pem")
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
     with serving(context) as world:
         with pytest.raises(StillhouseError, match="certificate is not trusted"):
             runs.experiment_id(Api(connection(endpoint=world.url, environment={})), "a")
-        trusting = connection(endpoint=world.url, ca_certificate=str(tmp_path / "ca.pem"), environment={})
+        trusting = connection(endpoint=world.url, ca_certificate=str(certificate), environment={})
         assert runs.experiment_id(Api(trusting), "a") in world.experiments
 
 

@@ -1,4 +1,4 @@
-"""The commands that speak to Kubeflow Pipelines, as they are typed: `submit` and `schedule`."""
+"""The commands that speak to Kubeflow Pipelines, as they are typed: `submit`, `schedule` and `publish`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from stillhouse.cli.options import AsJson
 
-__all__ = ["Place", "Work", "schedule", "submit"]
+__all__ = ["Place", "Work", "publish", "schedule", "submit"]
 
 Endpoint = Annotated[
     str,
@@ -72,6 +72,16 @@ Settings = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Give one parameter another value. May be given many times."),
 ]
 Experiment = Annotated[str, typer.Option(metavar="NAME", help="Kubeflow's experiment, created if need be.")]
+ClusterTimeZone = Annotated[
+    str,
+    typer.Option(
+        metavar="ZONE",
+        envvar="KFP_TIME_ZONE",
+        show_envvar=False,
+        help="CRON_SCHEDULE_TIMEZONE of Kubeflow's controller.  [default: KFP_TIME_ZONE, else UTC]",
+        show_default=False,
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the schedule.")]
 
 
@@ -207,16 +217,7 @@ def create(
             show_default=False,
         ),
     ] = "",
-    cluster_time_zone: Annotated[
-        str,
-        typer.Option(
-            metavar="ZONE",
-            envvar="KFP_TIME_ZONE",
-            show_envvar=False,
-            help="CRON_SCHEDULE_TIMEZONE of Kubeflow's controller.  [default: KFP_TIME_ZONE, else UTC]",
-            show_default=False,
-        ),
-    ] = "",
+    cluster_time_zone: ClusterTimeZone = "",
     start: Annotated[str, typer.Option(metavar="TIME", help="ISO 8601 date or time of the beginning.")] = "",
     end: Annotated[str, typer.Option(metavar="TIME", help="ISO 8601 date or time of the end.")] = "",
     max_concurrency: Annotated[int, typer.Option(metavar="N", help="Runs of this schedule at once, 1 to 10.")] = 1,
@@ -331,3 +332,49 @@ _add("show", "Show a schedule, with the parameters of its runs.")
 _add("pause", "Keep a schedule from starting runs; those that go on are left alone.")
 _add("resume", "Let a paused schedule start runs again.")
 _add("delete", "Remove a schedule; the runs that it has started stay.")
+
+
+def publish(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file of pipelines and schedules.")],
+    owner: Annotated[str, typer.Option(metavar="NAME", help="Who publishes; noted in each schedule.")] = "publish",
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete schedules that the same owner has published, and FILE lacks.")
+    ] = False,
+    cluster_time_zone: ClusterTimeZone = "",
+    endpoint: Endpoint = "",
+    namespace: Namespace = "",
+    ca_certificate: CaCertificate = None,
+    token_file: TokenFile = None,
+    cookie_file: CookieFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload pipelines and keep schedules as a file says.
+
+    Uploads each pipeline where its latest version has another content; makes the schedules that are missing and
+    changes those that are others than FILE says. What FILE does not name is left alone. A second time, it does nothing.
+    The hook of the chart `stillhouse` runs this.
+
+    \b
+    pipelines:
+      - {cluster: gpu}
+    schedules:
+      - name: weekly
+        cluster: gpu              # or a file beside this one
+        cron: "0 6 * * 1"         # or every: 6h
+        time_zone: Asia/Tokyo
+        parameters: {data: "s3://bucket/reviews/", model_name: verdicts}
+
+    A schedule also takes preset, pipeline, experiment, start, end, max_concurrency and catch_up, which mean what the
+    options of `stillhouse schedule create` do, and paused: true or false.
+    """  # noqa: D301 - click wants the character, which keeps the lines as they are
+    from stillhouse.cli.publish import publish_file
+
+    place = Place(
+        endpoint=endpoint,
+        namespace=namespace,
+        ca_certificate=ca_certificate,
+        token_file=token_file,
+        cookie_file=cookie_file,
+    )
+    options = _options({"owner": owner, **({"cluster-time-zone": cluster_time_zone} if cluster_time_zone else {})})
+    publish_file(file, [*place.options, *options, *(["--prune"] if prune else [])], as_json=as_json)

@@ -21,7 +21,7 @@ import typer
 from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
 from stillhouse.cli.deploy import deploy, status
-from stillhouse.cli.kubeflow import schedule, submit
+from stillhouse.cli.kubeflow import publish, schedule, submit
 from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
 from stillhouse.cli.output import print_error
 from stillhouse.cli.releases import releases, rollback
@@ -126,6 +126,7 @@ def compile_(
 
 app.command()(submit)
 app.add_typer(schedule, name="schedule")
+app.command()(publish)
 
 
 @app.command()

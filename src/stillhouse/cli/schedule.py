@@ -21,7 +21,7 @@ from stillhouse.cli.output import print_json, stderr, stdout
 from stillhouse.cli.summary import fact_table
 from stillhouse.errors import InputError, Problem, StillhouseError
 
-__all__ = ["change_schedule", "list_schedules"]
+__all__ = ["ask", "change_schedule", "list_schedules"]
 
 _DONE = {"create": "Made", "pause": "Paused", "resume": "Resumed", "delete": "Deleted"}
 
@@ -36,7 +36,7 @@ def list_schedules(options: Sequence[str], *, as_json: bool) -> None:
     Raises:
         StillhouseError: Kubeflow Pipelines did not answer, or refused.
     """
-    found = _ask("list", *options, as_json=as_json)
+    found = ask("schedule", "list", *options, as_json=as_json)
     if as_json:
         print_json(found)
         return
@@ -67,7 +67,7 @@ def change_schedule(action: str, name: str, options: Sequence[str], *, as_json: 
         InputError: something given is wrong; nothing was done.
         StillhouseError: Kubeflow Pipelines did not answer, or refused.
     """
-    answer = _ask(action, *options, "--", name, as_json=as_json)
+    answer = ask("schedule", action, *options, "--", name, as_json=as_json)
     if as_json:
         print_json(answer)
         return
@@ -104,14 +104,14 @@ def change_schedule(action: str, name: str, options: Sequence[str], *, as_json: 
     console.print(Padding(facts, (0, 0, 0, 2)))
 
 
-def _ask(action: str, *options: str, as_json: bool) -> Any:
-    """The answer of the pipelines' own command, which knows Kubeflow; of a failure, too, a JSON document if wanted.
+def ask(command: str, *options: str, as_json: bool) -> Any:
+    """The answer of one of the pipelines' own commands, which know Kubeflow; JSON also of a failure, if wanted.
 
     Raises:
         InputError, StillhouseError: as that command says.
     """
     try:
-        return _answer(action, *options)
+        return _answer(command, *options)
     except StillhouseError as error:
         if as_json:
             problems = [vars(problem) for problem in error.problems] if isinstance(error, InputError) else []
@@ -120,10 +120,10 @@ def _ask(action: str, *options: str, as_json: bool) -> Any:
         raise
 
 
-def _answer(action: str, *options: str) -> Any:
-    require("kfp", "train", "`stillhouse schedule`")
+def _answer(command: str, *options: str) -> Any:
+    require("kfp", "train", f"`stillhouse {command}`")
     process = subprocess.run(
-        pipelines_command("schedule", action, *options), stdin=subprocess.DEVNULL, capture_output=True, check=False
+        pipelines_command(command, *options), stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     try:
         body = json.loads(process.stdout)
