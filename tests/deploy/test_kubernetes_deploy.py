@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import TRACKING_URI, World
+from deployed_world import TRACKING_URI, World
 
 from stillhouse.errors import InputError, RegistryError, ServingError
 

@@ -197,7 +197,11 @@ def test_connections_end_at_their_age(start: Start, package: Path):
             for _ in range(40):
                 client.predict_one(TEXTS[0])
                 for connection in psutil.Process().net_connections("tcp"):
-                    if connection.raddr and connection.raddr.port == pod.ports.grpc and connection.status == "ESTABLISHED":
+                    if (
+                        connection.raddr
+                        and connection.raddr.port == pod.ports.grpc
+                        and connection.status == "ESTABLISHED"
+                    ):
                         addresses.add(connection.laddr.port)
                 time.sleep(0.1)
         assert len(addresses) > 1
