@@ -20,6 +20,7 @@ from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.kubernetes.access import cluster_access
 from stillhouse.deploy.kubernetes.helm import Helm, HelmError
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision, SmokeTestFailed
+from stillhouse.deploy.kubernetes.settings import chart_label
 from stillhouse.deploy.kubernetes.values import Pinned, canary_values, pin, release_values, same_release
 from stillhouse.deploy.shelf import PLAIN_TEXTS
 from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, Registry, move_champion, record_service
@@ -110,7 +111,11 @@ class Change:
         """Serve a version in place of what is served."""
         values = release_values(self.config.kubernetes, pinned)
         last = self.prepare()
-        kept = last is not None and last.status == "deployed" and same_release(last.values, values)
+        kept = (
+            last is not None
+            and (last.status, last.chart) == ("deployed", chart_label())
+            and same_release(last.values, values)
+        )
         verdict = None
         with self.undone_on_failure(f"version {pinned.version}"):
             if not kept:
