@@ -106,6 +106,14 @@ class Cluster:
                 found[labels[_TRACK]] = labels[_VERSION]
         return found
 
+    def restart(self, name: str) -> None:
+        """Have a Deployment's pods start anew, as when their node is gone."""
+        with self._changed:
+            key = next(key for key in self.objects if key[0] == "deployments" and key[2] == name)
+            for pod in [key for key, thing in self.objects.items() if key[0] == "replicasets"]:
+                self._remove(pod)
+            self._store(key, self.objects[key], "MODIFIED")
+
     # -- the API -----------------------------------------------------------------------------------------------------
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, kind: str) -> Any:

@@ -134,6 +134,18 @@ def test_a_secret_reaches_the_steps_named_and_no_other(custom: Compiled):
     assert secret["keyToEnv"] == [{"envVar": "HF_TOKEN", "secretKey": "HF_TOKEN"}]
 
 
+def test_the_deployer_is_mounted_by_the_deploy_step_alone(custom: Compiled, tmp_path: Path):
+    mounts = {name: config["secretAsVolume"] for name, config in custom.platform.items() if "secretAsVolume" in config}
+    (mount,) = mounts.pop("exec-deploy")
+    assert (mount["secretName"], mount["mountPath"]) == ("stillhouse-deployer", "/var/run/secrets/stillhouse/deployer")
+    assert mount["optional"] is True and mounts == {}
+    for text, named in (("deployer: other", ["other"]), ('deployer: ""', [])):
+        path = tmp_path / "deployer.yaml"
+        path.write_text(text)
+        config = Compiled(compiled_yaml(load_cluster(str(path)), {})).platform["exec-deploy"]
+        assert [one["secretName"] for one in config.get("secretAsVolume", ())] == named
+
+
 def test_volumes_are_mounted_where_they_are_used(custom: Compiled):
     mounts = {
         name: {mount["mountPath"]: mount["constant"] for mount in config.get("pvcMount", ())}

@@ -25,8 +25,8 @@ class Answer:
 class Load:
     """What was asked and answered, in seconds of `time.monotonic`."""
 
-    def __init__(self, url: str, model: str, texts: list[str], threads: int):
-        self._url, self._model, self._texts = url, model, texts
+    def __init__(self, url: str, model: str, texts: list[str], threads: int, moves: bool):
+        self._url, self._model, self._texts, self._moves = url, model, texts, moves
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
         self.answers: list[Answer] = []
@@ -49,7 +49,7 @@ class Load:
             thread.join()
 
     def _ask(self, number: int):
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", int(self._moves))]
         with grpc.InferenceServerClient(self._url, channel_args=options) as client:
             turn = number
             while not self._stop.is_set():
@@ -69,8 +69,9 @@ class Load:
 
 
 @contextmanager
-def constant_load(url: str, model: str, texts: list[str], *, threads: int = 4):
-    load = Load(url, model, texts, threads)
+def constant_load(url: str, model: str, texts: list[str], *, threads: int = 4, moves: bool = False):
+    """Load while the block runs; with `moves`, a request that meets the end of its connection goes to the next one."""
+    load = Load(url, model, texts, threads, moves)
     load.start()
     try:
         yield load

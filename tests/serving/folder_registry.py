@@ -13,6 +13,8 @@ class FolderRegistry:
     def __init__(self, packages: dict[str, Path]):
         self.packages = packages
         self.aliases: dict[tuple[str, str], str] = {}
+        self.service: dict[tuple[str, str], str] = {}
+        """Version in production, by model and place."""
         self.refuse_alias = False
         """Move the alias, then fail, as a registry does whose answer is lost."""
 
@@ -27,6 +29,12 @@ class FolderRegistry:
 
     def delete_alias(self, name, alias):
         del self.aliases[name, alias]
+
+    def begin_service(self, name, version, *, where):
+        self.service[name, where] = version
+
+    def end_service(self, name, *, where):
+        self.service.pop((name, where), None)
 
     def fetch_package(self, name, version, destination):
         source = self.packages[version]

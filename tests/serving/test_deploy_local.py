@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
 
 import pytest
@@ -92,13 +93,14 @@ def test_from_release_to_release(registry, packages, config):
     known = PackageRuntime(packages["2"]).predict(TEXTS)
     assert [row["LABEL"] for row in predict_texts(f"127.0.0.1:{config.grpc_port}", "reviews", TEXTS)] == known.labels
 
-    # One that fails its test on spare ports: the one that serves is not even touched.
+    # One that fails its test on spare ports: the one that serves is not even touched, nor the record of it.
     before = server_status(config.home)
     with pytest.raises(ServingError, match=r"version 3 failed the smoke test on \d of 8 rows"):
         deploy_local(dataclasses.replace(config, version="3"), registry=registry, smoke_rows=TEXTS)
     assert champion(registry) == "2"
     assert served_version(config) == "2"
     assert server_status(config.home) == before
+    assert list(registry.service.values()) == ["2"]
 
 
 def test_failure_after_the_switch_brings_the_previous_release_back(registry, config):
@@ -157,3 +159,24 @@ def test_old_releases_are_cleared_out(registry, config, monkeypatch):
         deploy_local(dataclasses.replace(config, version=version), registry=registry, smoke_rows=TEXTS[:2])
     shelf = Path(server_status(config.home).package).parent
     assert sorted(path.name.split("-")[0] for path in shelf.iterdir() if path.is_dir()) == ["2", "3"]
+
+
+def test_another_model_takes_the_place_of_the_first_in_the_record(registry, config, tmp_path):
+    deploy_local(config, registry=registry, smoke_rows=TEXTS[:2])
+    stop_server(config.home)  # what is stopped is still what was released here
+    place = f"local {socket.gethostname()}"
+    assert registry.service == {("reviews", place): "1"}
+    registry.packages["4"] = build_package(tmp_path / "verdicts", served_name="verdicts")
+    other = dataclasses.replace(config, model_name="verdicts", version="4")
+    deploy_local(other, registry=registry, smoke_rows=TEXTS[:2])
+    assert registry.service == {("verdicts", place): "4"}
+
+
+def test_a_record_that_cannot_be_written_costs_no_release(registry, config, monkeypatch, caplog):
+    def refuse(name, version, *, where):
+        raise RegistryError("the registry is out of order")
+
+    monkeypatch.setattr(registry, "begin_service", refuse)
+    deploy_local(config, registry=registry, smoke_rows=TEXTS[:2])
+    assert (champion(registry), served_version(config)) == ("1", "1")
+    assert "lacks this release: the registry is out of order" in caplog.text

@@ -145,11 +145,19 @@ def predict(
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Name of a model; without it, all of them.")
+    ] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="Which version was in production where, since when and until when.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the registered models, their versions and aliases."""
-    from stillhouse.cli.models import list_models
+    from stillhouse.cli.models import list_history, list_models
 
-    list_models(as_json=as_json)
+    (list_history if history else list_models)(name or "", as_json=as_json)
 
 
 @app.command()

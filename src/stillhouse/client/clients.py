@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any, TypeVar
 
 import grpc  # type: ignore[import-untyped]
@@ -14,7 +13,7 @@ import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2_grpc
 
 from stillhouse.client.connection import Connection, Tls
-from stillhouse.client.protocol import Pause, Plan, Protocol, RawAnswer, Texts, encode_texts
+from stillhouse.client.protocol import Pause, Plan, Protocol, RawAnswer, Texts, encode_texts, in_order
 from stillhouse.client.results import Result
 
 __all__ = ["AsyncClient", "Client", "predict_texts"]
@@ -119,13 +118,13 @@ class Client(_Settings):
         rows = encode_texts(texts)
         blocks = self._run(self._protocol.split(rows)) if rows else []
 
-        def ask(block: range) -> list[Any]:
+        def ask(block: Sequence[int]) -> list[Any]:
             return self._run(self._protocol.ask(rows, block, typed=typed, request_id=request_id))
 
         if len(blocks) < 2 or self._concurrency == 1:
-            return list(chain.from_iterable(map(ask, blocks)))
+            return in_order(blocks, map(ask, blocks))
         with ThreadPoolExecutor(min(self._concurrency, len(blocks))) as pool:
-            return list(chain.from_iterable(pool.map(ask, blocks)))  # the first failure calls off what has not begun
+            return in_order(blocks, pool.map(ask, blocks))  # the first failure calls off what has not begun
 
     def _run(self, plan: Plan[T]) -> T:
         answer, failure = None, None
@@ -168,7 +167,7 @@ class AsyncClient(_Settings):
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-        return list(chain.from_iterable(results))
+        return in_order(blocks, results)
 
     async def predict_one(self, text: str | bytes) -> Result:
         """The result for one text."""

@@ -7,7 +7,7 @@ that batching, retries, deadlines and errors are written once.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from stillhouse.client.results import ServedModel, plain_rows, read_results
 from stillhouse.client.retries import Attempts, RetryBudget
 from stillhouse.errors import InputError, Problem, ServingError
 
-__all__ = ["Call", "Pause", "Plan", "Protocol", "RawAnswer", "Texts", "encode_texts"]
+__all__ = ["Call", "Pause", "Plan", "Protocol", "RawAnswer", "Texts", "encode_texts", "in_order"]
 
 T = TypeVar("T")
 Texts = Sequence["str | bytes"]
@@ -106,12 +106,19 @@ class Protocol:
         self._current: ServedModel | None = None
         self._releases: dict[str, ServedModel] = {}
 
-    def split(self, texts: Sequence[bytes]) -> Plan[list[range]]:
-        """Row numbers of each request, as many in one as the model takes and `batch_size` allows."""
-        model = self._current or (yield from self._describe(self._attempts()))
-        return _pieces(range(len(texts)), min(model.max_batch_size, self._batch_size or model.max_batch_size))
+    def split(self, texts: Sequence[bytes]) -> Plan[list[Sequence[int]]]:
+        """Row numbers of each request, as many in one as the model takes and `batch_size` allows.
 
-    def ask(self, texts: Sequence[bytes], rows: range, *, typed: bool, request_id: str = "") -> Plan[list[Any]]:
+        A list of several requests is sorted by length, the longest first: texts of like length make a batch with little
+        padding, and the last request to end is a short one.
+        """
+        model = self._current or (yield from self._describe(self._attempts()))
+        size = min(model.max_batch_size, self._batch_size or model.max_batch_size)
+        if len(texts) <= size:
+            return [range(len(texts))]
+        return _pieces(sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True), size)
+
+    def ask(self, texts: Sequence[bytes], rows: Sequence[int], *, typed: bool, request_id: str = "") -> Plan[list[Any]]:
         """Answers to some of the texts, sent in one request.
 
         Args:
@@ -231,7 +238,7 @@ def encode_texts(texts: Texts) -> list[bytes]:
     return rows
 
 
-def _refused(texts: Sequence[bytes], rows: range, model: ServedModel) -> InputError | None:
+def _refused(texts: Sequence[bytes], rows: Sequence[int], model: ServedModel) -> InputError | None:
     """Every text of the list that is too long, where the refused request holds one; None if it holds none."""
     limit = model.max_text_bytes
     if limit is None or all(len(texts[row]) <= limit for row in rows):
@@ -253,11 +260,26 @@ def _few(problems: list[Problem]) -> list[Problem]:
     return [*problems[:_SHOWN], Problem("texts", f"{len(problems) - _SHOWN} more cannot be sent.")]
 
 
-def _place(rows: range) -> str:
-    return f"texts[{rows.start}]" if len(rows) == 1 else f"texts[{rows.start}:{rows.stop}]"
+def in_order(blocks: Sequence[Sequence[int]], answers: Iterable[Sequence[T]]) -> list[T]:
+    """Answers of several requests in the order of their texts.
+
+    Args:
+        blocks: row numbers of each request.
+        answers: of each request, one for each of its rows.
+    """
+    found = {
+        row: answer
+        for block, part in zip(blocks, answers, strict=True)
+        for row, answer in zip(block, part, strict=True)
+    }
+    return [found[row] for row in range(len(found))]
 
 
-def _pieces(rows: range, size: int) -> list[range]:
+def _place(rows: Sequence[int]) -> str:
+    return f"texts[{rows[0]}]" if len(rows) == 1 else f"one of {len(rows)} texts"
+
+
+def _pieces(rows: Sequence[int], size: int) -> list[Sequence[int]]:
     return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
 
 

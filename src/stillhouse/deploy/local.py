@@ -7,6 +7,7 @@ fails all the same, the previous one is put back in the same way. The alias `cha
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.shelf import clear_out, fetch_release, keep_texts, release_at_hand
 from stillhouse.deploy.smoke import KnownAnswer, known_answers, smoke_test
-from stillhouse.deploy.target import Endpoint, Registry, move_champion
+from stillhouse.deploy.target import Endpoint, Registry, move_champion, record_service
 from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 from stillhouse.progress import Step
-from stillhouse.serving.journal import record_release
+from stillhouse.serving.journal import read_releases, record_release
 from stillhouse.serving.server import (
     ServerConfig,
     ServerStatus,
@@ -111,6 +112,7 @@ def _deploy_locked(
     if previous and _serves(previous, public, answers):
         allowed()
         move_champion(registry, config.model_name, config.version)
+        _record_service(registry, config, folder)
         if how == "rollback":
             record_release(public, how)
         return replace(endpoint, kept=True)
@@ -131,6 +133,7 @@ def _deploy_locked(
         else:
             stop_folder(folder)
         raise
+    _record_service(registry, config, folder)
     record_release(public, how)
     keep_texts(shelf, [answer.text for answer in answers])
     clear_out(folder, config.model_name, keep={str(package), previous.package if previous else ""})
@@ -203,3 +206,11 @@ def _bring_back(previous: ServerStatus, folder: Path, error: BaseException) -> N
     except StillhouseError as second:
         what = f"{error}\nand the previous release, {previous.model} version {previous.version}, did not come back:"
         raise ServingError(f"{what} {second}") from error
+
+
+def _record_service(registry: Registry, config: DeployConfig, folder: Path) -> None:
+    """Have the registry's record say what is in production here."""
+    # Another model that was deployed here has given way, and may have been stopped before.
+    deployed = [entry.model for entry in read_releases(folder) if entry.how != "serve"]
+    gone = {*deployed[-1:]} - {config.model_name}
+    record_service(registry, config.model_name, config.version, where=f"local {socket.gethostname()}", gone=gone)

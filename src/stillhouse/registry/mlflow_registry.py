@@ -28,7 +28,7 @@ from stillhouse.registry.register import (
     log_and_register,
 )
 from stillhouse.registry.run_record import RunRecord, download_evaluation, find_run, leave_run
-from stillhouse.registry.service import ServicePeriod
+from stillhouse.registry.service import ServicePeriod, begin_period, end_periods, read_periods
 from stillhouse.registry.tracking import as_default, redact, registry_errors
 
 __all__ = ["MlflowRegistry", "RegisteredChampion"]
@@ -273,7 +273,9 @@ class MlflowRegistry(Connection):
         Raises:
             RegistryError: there is no such version, or the registry refused or could not be reached.
         """
-        raise NotImplementedError
+        self._version(name, version)
+        with registry_errors(self.uri, f"record that version {version} of {name} is in production"):
+            begin_period(self.client(), self._versions(name), version, where)
 
     def end_service(self, name: str, *, where: str) -> None:
         """Record that no version of a model is in production at a place any more; nothing happens where none was.
@@ -281,7 +283,9 @@ class MlflowRegistry(Connection):
         Raises:
             RegistryError: the registry refused, or could not be reached.
         """
-        raise NotImplementedError
+        if not self._absent():
+            with registry_errors(self.uri, f"record that {name} is not in production any more"):
+                end_periods(self.client(), self._versions(name), where)
 
     def service_history(self, name: str) -> list[ServicePeriod]:
         """When each version of a model was in production, the newest period first; empty for an unknown model.
@@ -289,7 +293,12 @@ class MlflowRegistry(Connection):
         Raises:
             RegistryError: the registry could not be read.
         """
-        raise NotImplementedError
+        if self._absent():
+            return []
+        with registry_errors(self.uri, f"read when {name} was in production"):
+            found = [period for entry in self._versions(name) for period in read_periods(entry)]
+        # In a second with several, those of the newest version come first.
+        return sorted(found, key=lambda period: (period.since, int(period.version)), reverse=True)
 
     def models(self) -> list[dict[str, Any]]:
         """Every version that Stillhouse registered: by name, the newest first.

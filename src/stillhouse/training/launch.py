@@ -19,17 +19,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.artifacts import ModelManifest, digest_json
 from stillhouse.errors import InputError, TrainingError
+from stillhouse.interrupts import terminable
 from stillhouse.progress import Step
 from stillhouse.training.config import DistillConfig, FinetuneConfig
 from stillhouse.training.manifest import RUN_LABEL, train_job
@@ -138,7 +136,7 @@ def train_under_trainer(
     root = local_path(scale.checkpoint_dir) or scale.checkpoint_dir.rstrip("/")
     place = Place(f"{root}/trainjobs/{name}")
     manifest = train_job(pod, name=name, place=place.uri, scale=scale, runtime=jobs.runtime())
-    with _terminable():
+    with terminable():
         try:
             state = jobs.state(name)
             if state == "active" or (state == "complete" and place.read("model/model.json")):
@@ -213,20 +211,3 @@ def _follow(jobs: TrainJobs, name: str, place: Place, step: Step, poll_s: float)
             if state != "active":
                 return state
         time.sleep(poll_s)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the step with an exception, so that it can end what it has started."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
-        return
-
-    def end(*_: object) -> None:
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

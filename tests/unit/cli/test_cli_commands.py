@@ -56,6 +56,22 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str]]]:
 ENDPOINT = ("--url", "host:9", "--model", "reviews")
 
 
+def test_status_without_a_target_is_the_local_server_s(run_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("status") == 1
+    assert capsys.readouterr().out == "no server runs.\n"
+    assert run_main("status", "--json") == 1
+    assert json.loads(capsys.readouterr().out) == {"status": "stopped", "answers": False}
+
+
+def test_a_local_target_has_no_namespace(
+    run_main: Main, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_TARGET", "local")
+    for command in (["status"], ["releases"], ["rollback"], ["deploy", "models:/reviews/1"]):
+        assert run_main(*command, "--namespace=serving") == 2
+        assert "STILLHOUSE_TARGET: is local, and --namespace can only mean Kubernetes" in capsys.readouterr().err
+
+
 def test_predict_prints_label_probability_and_text(served: list[Any]) -> None:
     result = CliRunner().invoke(app, ["predict", *ENDPOINT, "good [bold] soup", "bad"], catch_exceptions=False)
     assert [line.split(None, 2) for line in result.stdout.splitlines()] == [
@@ -163,15 +179,10 @@ def test_models_lists_nothing_and_creates_nothing(home: Path) -> None:
 
 
 def test_models_shows_aliases_and_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(version: str, aliases: list[str]) -> dict[str, Any]:
-        figures = {"metric": "macro_f1", "quality": 0.9123, "retention": 0.99, "p95_ms": 2.345, "bytes": 17_100_000}
-        names = {"name": "reviews", "version": version, "aliases": aliases, "candidate": "student", "precision": "int8"}
-        return {**names, **figures, "created": "2026-01-02T03:04:05+00:00", "run_id": "r", "manifest_digest": "d"}
-
     class Status:
         model, version, status = "reviews", "1", "ready"
 
-    rows = [row("2", ["challenger"]), row("1", ["champion"])]
+    rows = [registered_row("2", ["challenger"]), registered_row("1", ["champion"])]
     monkeypatch.setattr("stillhouse.registry.MlflowRegistry.models", lambda self: rows)
     monkeypatch.setattr("stillhouse.serving.server.server_status", lambda home: Status)
     result = CliRunner(env={"COLUMNS": "140"}).invoke(app, ["models"], catch_exceptions=False)
@@ -181,6 +192,36 @@ def test_models_shows_aliases_and_what_is_served(monkeypatch: pytest.MonkeyPatch
     assert all(part in lines[1] for part in ("student int8", "0.9123 macro-F1", "2.35", "17.1 MB", "2026-01-02 03:04"))
     document = json.loads(CliRunner().invoke(app, ["models", "--json"], catch_exceptions=False).stdout)
     assert [entry["served"] for entry in document] == [False, True]
+
+
+def registered_row(version: str, aliases: list[str], name: str = "reviews") -> dict[str, Any]:
+    figures = {"metric": "macro_f1", "quality": 0.9123, "retention": 0.99, "p95_ms": 2.345, "bytes": 17_100_000}
+    names = {"name": name, "version": version, "aliases": aliases, "candidate": "student", "precision": "int8"}
+    return {**names, **figures, "created": "2026-01-02T03:04:05+00:00", "run_id": "r", "manifest_digest": "d"}
+
+
+@pytest.mark.parametrize("width", ["60", "80", "95", "120"])
+def test_models_leaves_columns_out_and_cuts_no_alias_off(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [registered_row("12", ["challenger", "champion"])]
+    monkeypatch.setattr("stillhouse.registry.MlflowRegistry.models", lambda self: rows)
+    result = CliRunner(env={"COLUMNS": width}).invoke(app, ["models"], catch_exceptions=False)
+    (line,) = [line for line in result.stdout.splitlines() if "reviews" in line]
+    assert "reviews" in line and " 12 " in line and "challenger, champion" in line
+    assert all(len(line) <= int(width) for line in result.stdout.splitlines())
+    assert "…" not in result.stdout
+    assert ("shows more: Candidate, Registered, p95 ms, Size." in " ".join(result.stderr.split())) == (width == "60")
+    assert ("17.1 MB" in line) == (width == "120")
+
+
+def test_models_of_one_name(
+    monkeypatch: pytest.MonkeyPatch, run_main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [registered_row("1", []), registered_row("3", [], name="verdicts")]
+    monkeypatch.setattr("stillhouse.registry.MlflowRegistry.models", lambda self: rows)
+    document = json.loads(CliRunner().invoke(app, ["models", "verdicts", "--json"], catch_exceptions=False).stdout)
+    assert [row["version"] for row in document] == ["3"]
+    assert run_main("models", "other") == 2
+    assert "no model 'other' is registered" in capsys.readouterr().err
 
 
 def make_run(home: Path, name: str, **record: Any) -> None:

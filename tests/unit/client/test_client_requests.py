@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import chain
 
 import grpc
 import numpy as np
@@ -34,6 +35,8 @@ def test_a_long_list_is_split_and_answered_in_order(serve, predict):
     answers = predict(serve(model), TEXTS)
     assert [answer.label for answer in answers] == [label_of(text) for text in TEXTS]
     assert sorted(len(texts) for texts in model.requests) == [2, *[4] * 7]
+    together = sorted(sorted(map(len, texts)) for texts in model.requests)
+    assert list(chain.from_iterable(together)) == sorted(map(len, TEXTS)), "texts of like length go together"
     first = answers[0]
     assert first.label == "bad"
     assert first.probability == first.probabilities["bad"] == pytest.approx(0.8)
@@ -87,11 +90,11 @@ def test_every_text_that_is_too_long_is_named(serve, predict):
     assert "has 102 bytes; the limit of 'reviews' is 100" in caught.value.problems[0].what
 
 
-def test_where_the_reason_is_the_server_s_own_the_block_is_named(serve, predict):
+def test_where_the_reason_is_the_server_s_own_it_is_told(serve, predict):
     with pytest.raises(InputError) as caught:
         predict(serve(ServedTexts()), ["fine"] * 9 + ["odd"])
     (problem,) = caught.value.problems
-    assert problem.where == "texts[8:10]"
+    assert problem.where == "one of 2 texts"
     assert "b'odd' will not do" in problem.what
 
 

@@ -54,6 +54,32 @@ def test_every_parameter_that_will_not_do_is_named(source: Path):
     assert len(caught.value.problems) == len({str(p) for p in caught.value.problems})
 
 
+def test_a_deployment_to_kubernetes_is_checked_before_the_training(source: Path, monkeypatch: pytest.MonkeyPatch):
+    wrong = {
+        "serving_namespace": "My_Space", "canary_weight": 101, "canary_minutes": 0, "rollout_timeout_minutes": 0,
+        "prometheus_url": "prometheus:9090",
+    }  # fmt: skip
+    values = {"replica": 2, "model": {"version": "7"}, "mlflow": {"trackingUri": "http://me:hunter2@mlflow:5000"}}
+    with pytest.raises(InputError) as caught:
+        inspect_run(parameters(source, **wrong, serving_values=values, deploy_target="kubernetes"))
+    named = {"serving_values.replica", "serving_values.model", "serving_values.mlflow.trackingUri"}
+    assert {problem.where for problem in caught.value.problems} == {*wrong, *named}
+    assert "hunter2" not in str(caught.value)
+    # Pods have no access to a file of this machine; and where there is helm, it is asked what it thinks of the values.
+    with pytest.raises(InputError, match="tracking_uri: is a database, from which pods cannot fetch a package"):
+        inspect_run(parameters(source, deploy_target="kubernetes"))
+    served = {"mlflow": {"trackingUri": "http://mlflow.mlops:5000"}}
+    monkeypatch.setenv("STILLHOUSE_HELM", "/nowhere/helm")
+    assert inspect_run(parameters(source, deploy_target="kubernetes", serving_values=served)).proceed == "yes"
+
+
+def test_the_chart_is_asked_where_there_is_helm(source: Path, monkeypatch: pytest.MonkeyPatch, helm: Path):
+    monkeypatch.setenv("STILLHOUSE_HELM", str(helm))
+    served = {"mlflow": {"trackingUri": "http://mlflow.mlops:5000"}, "replicas": -1}
+    with pytest.raises(InputError, match=r"serving_values\.replicas: Must be greater than or equal to"):
+        inspect_run(parameters(source, deploy_target="kubernetes", serving_values=served))
+
+
 def test_passwords_have_no_place_in_a_parameter(source: Path):
     secret = "s3://AKIA:hunter2/x@bucket/rows"
     wrong = {"data": secret, "validation_data": secret, "test_data": "https://hunter2@host/x", "checkpoint_dir": secret,
@@ -119,7 +145,8 @@ def test_a_run_knows_its_champion_and_whether_to_go_on(source: Path, champion: M
 def test_only_what_shapes_the_result_is_in_the_digest(source: Path):
     values = parameters(source)
     digest = run_digest(values, "f", {"train": "1"})
-    for change in ({"grpc_port": 9}, {"tracking_uri": "x"}, {"train_cpu": "9"}, {"promotion": "always"}):
+    for change in ({"grpc_port": 9}, {"tracking_uri": "x"}, {"train_cpu": "9"}, {"promotion": "always"},
+                   {"serving_values": {"replicas": 3}}, {"canary_weight": 10}):  # fmt: skip
         assert run_digest({**values, **change}, "f", {"train": "1"}) == digest, change
     for change in ({"seed": 1}, {"data": "x"}, {"policy": "memory"}, {"gpus_per_node": 2}, {"some_new_one": 1}):
         assert run_digest({**values, **change}, "f", {"train": "1"}) != digest, change

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from stillhouse.tasks.front_models import batch_queue
-from stillhouse.tasks.front_models.batch_queue import BatchQueue, QueueFull
+from stillhouse.tasks.front_models.batch_queue import BatchQueue, QueueFull, Totals
 
 
 class Clock:
@@ -31,7 +31,7 @@ def work(queue, clock, rows, seconds):
     queue.take()
     begin = clock.now
     clock.now += seconds
-    queue.done(rows, begin)
+    queue.done(1, rows, begin)
 
 
 def queue_of(**changes) -> BatchQueue[str]:
@@ -87,7 +87,7 @@ def test_two_at_work_are_twice_as_fast(clock):
     begin = clock.now
     for _ in range(60):  # each takes a second, and every half second one is done
         clock.now += 0.5
-        queue.done(1, max(begin, clock.now - 1.0))
+        queue.done(1, 1, max(begin, clock.now - 1.0))
         queue.add("a", 1)
         queue.take()
     queue.add("b", 1)  # half of two at work: half a second
@@ -131,3 +131,21 @@ def test_takers_wait_and_all_end_when_it_is_closed():
     assert sorted(map(int, taken)) == list(range(200))
     with pytest.raises(QueueFull, match="unloaded"):
         queue.add("too late", 1)
+
+
+def test_totals_say_what_went_through(clock):
+    queue = queue_of(max_wait=2.0, max_items=3, batch_rows=2)
+    for item in ("a", "b", "c"):
+        queue.add(item, 1)
+    with pytest.raises(QueueFull):
+        queue.add("d", 1)
+    clock.now += 1.5
+    assert queue.take() == (["a", "b"], [])  # 1.5 s each
+    begin = clock.now
+    clock.now += 0.25
+    queue.done(2, 2, begin)  # 0.25 s each
+    clock.now += 1.0
+    assert queue.take() == ([], ["c"])  # 2.75 s, which is too long
+    assert queue.totals() == Totals(items=2, refused=2, queue_seconds=5.75, compute_seconds=0.5, waiting=0)
+    queue.add("e", 1)
+    assert queue.totals().waiting == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from tiny_package import write_tokenizer
 from tokenizers import Tokenizer
 
-from stillhouse.tasks.front_models.text_classification import TextClassifier, TextError, load
+from stillhouse.tasks.front_models.text_classification import CALL_TOKENS, TextClassifier, TextError, load
 
 SETTINGS = {"label_names": ["no", "yes"], "max_length": 6, "max_text_bytes": 60, "max_batch_size": 4, "pad_id": 0}
 
@@ -71,7 +72,27 @@ def test_padding_is_bounded(tmp_path, encoder):
     tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path / "tokenizer.json")))
     settings = {**SETTINGS, "max_length": 512, "max_text_bytes": 10_000, "max_batch_size": 64}
     TextClassifier(settings, tokenizer, encoder)([b"good " * 500] * 4 + [b"bad"] * 30)
-    assert [ids.shape for ids, _ in encoder.calls] == [(30, 3), (4, 502)]
+    assert [ids.shape for ids, _ in encoder.calls] == [(4, 502), (30, 3)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_are_cut_in_the_cheapest_way(tmp_path, encoder, seed):
+    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path / "tokenizer.json")))
+    settings = {**SETTINGS, "max_length": 512, "max_text_bytes": 10_000, "max_batch_size": 5}
+    lengths = sorted(np.random.default_rng(seed).integers(3, 90, size=9).tolist())
+    TextClassifier(settings, tokenizer, encoder)([b" ".join([b"good"] * (length - 2)) for length in lengths])
+    took = sum(CALL_TOKENS + ids.size for ids, _ in encoder.calls)
+    ways = (
+        [bounds for bounds in itertools.pairwise((0, *cuts, 9))]
+        for count in range(9)
+        for cuts in itertools.combinations(range(1, 9), count)
+    )
+    costs = [
+        sum(CALL_TOKENS + (end - begin) * lengths[end - 1] for begin, end in way)
+        for way in ways
+        if max(end - begin for begin, end in way) <= 5
+    ]
+    assert took == min(costs)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def test_layout_and_contract(tmp_path):
         "reviews-encoder/config.pbtxt",
         "reviews/1/batch_queue.py",
         "reviews/1/model.py",
+        "reviews/1/queue_metrics.py",
         "reviews/1/request_log.py",
         "reviews/1/settings.json",
         "reviews/1/tokenizer.json",

@@ -57,7 +57,7 @@ def cluster_access(
     namespace: str = "",
     context: str = "",
     *,
-    deployer: Path = DEPLOYER,
+    deployer: Path | None = None,
     pod: Path = _POD,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Access]:
@@ -66,7 +66,7 @@ def cluster_access(
     Args:
         namespace: of the release; empty takes the one that the credentials are for.
         context: of the user's kubeconfig, which is then what is used.
-        deployer: folder of the mounted secret.
+        deployer: folder of the mounted secret; `DEPLOYER` unless given.
         pod: folder of the pod's own service account.
         environment: instead of this process's.
 
@@ -74,9 +74,8 @@ def cluster_access(
         InputError: there is no way, or it cannot be read.
     """
     variables = os.environ if environment is None else environment
-    mounted = None if context else next((one for one in (deployer,) if (one / "token").is_file()), None)
-    if mounted is None and not _has_kubeconfig(variables) and not context and (pod / "token").is_file():
-        mounted = pod
+    ways = [] if context else [deployer or DEPLOYER, *([] if _has_kubeconfig(variables) else [pod])]
+    mounted = next((folder for folder in ways if (folder / "token").is_file()), None)
     if mounted is None:
         yield _users(namespace, context, variables)
         return

@@ -10,10 +10,8 @@ rows, then gets its share of the requests while its metrics are watched, and tak
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,11 +20,13 @@ from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.kubernetes.access import cluster_access
 from stillhouse.deploy.kubernetes.helm import Helm, HelmError
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision, SmokeTestFailed
+from stillhouse.deploy.kubernetes.settings import chart_label
 from stillhouse.deploy.kubernetes.values import Pinned, canary_values, pin, release_values, same_release
 from stillhouse.deploy.shelf import PLAIN_TEXTS
-from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, ServiceRegistry, move_champion
-from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
+from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, Registry, move_champion, record_service
+from stillhouse.errors import InputError, Problem, ServingError
 from stillhouse.evaluation.table import CHAMPION
+from stillhouse.interrupts import terminable
 from stillhouse.progress import Step
 
 __all__ = ["Change", "deploy_kubernetes", "endpoint_of", "opened"]
@@ -49,7 +49,7 @@ def opened(config: DeployConfig) -> Iterator[HelmRelease]:
 def deploy_kubernetes(
     config: DeployConfig,
     *,
-    registry: ServiceRegistry,
+    registry: Registry,
     smoke_rows: Sequence[str | Mapping[str, Any]],
     step: Step | None = None,
     allowed: Allowed | None = None,
@@ -80,13 +80,13 @@ class Change:
     """One change of what a release serves, and the way back."""
 
     config: DeployConfig
-    registry: ServiceRegistry
+    registry: Registry
     release: HelmRelease
     step: Step
     allowed: Allowed
     before: Revision | None = None
     """What to go back to; None where nothing served before."""
-    _recorded: bool = field(default=False, init=False)
+    _proven: bool = field(default=False, init=False)
     _start: int = field(default=0, init=False)
     """Number that the next revision follows on, where nobody else makes one."""
 
@@ -111,7 +111,11 @@ class Change:
         """Serve a version in place of what is served."""
         values = release_values(self.config.kubernetes, pinned)
         last = self.prepare()
-        kept = last is not None and last.status == "deployed" and same_release(last.values, values)
+        kept = (
+            last is not None
+            and (last.status, last.chart) == ("deployed", chart_label())
+            and same_release(last.values, values)
+        )
         verdict = None
         with self.undone_on_failure(f"version {pinned.version}"):
             if not kept:
@@ -121,6 +125,7 @@ class Change:
                 self.allowed()
                 self.release.upgrade(values)
             self.prove(pinned.version)
+        self.record(pinned.version)
         self.step.progress(4, 4, "")
         endpoint = endpoint_of(self.release, self.config.model_name, kept=kept, pinned=pinned)
         if verdict is None:
@@ -129,13 +134,16 @@ class Change:
         return replace(endpoint, details={**endpoint.details, "canary": told})
 
     def prove(self, version: str) -> None:
-        """Test what the release serves; then record it, and call it `champion`."""
+        """Test what the release serves; then call it `champion`."""
         self.step.progress(3, 4, "smoke-test from inside the cluster")
         self.release.test()
         self.allowed()
-        self._recorded = True
-        self.registry.begin_service(self.config.model_name, version, where=self.release.where)
         move_champion(self.registry, self.config.model_name, version)
+        self._proven = True
+
+    def record(self, version: str) -> None:
+        """Have the registry's record say that a version is in production here."""
+        record_service(self.registry, self.config.model_name, version, where=self.release.where)
 
     def _canary(self, last: Revision, pinned: Pinned) -> Verdict:
         """Try a version on a share of the requests.
@@ -204,9 +212,10 @@ class Change:
         return f"Version {self.before.version} serves as before."
 
     def _go_back(self) -> str:
-        """Have what served before serve again, and be on record. Returns what is wrong with it; empty if nothing is."""
-        before, name = self.before, self.config.model_name
-        fault = ""
+        """Have what served before serve again. Returns what is wrong with it; empty if nothing is."""
+        if self._proven:  # interrupted when all was done
+            return ""
+        before, fault = self.before, ""
         try:
             last = self.release.last()
             if last is not None and last.number > self._start + self.release.changes:
@@ -220,12 +229,6 @@ class Change:
         except (HelmError, SmokeTestFailed) as error:
             to = f"version {before.version} (revision {before.number})" if before else "nothing, as before"
             fault = f"And the way back to {to} failed: {error}"
-        if self._recorded:
-            with suppress(StillhouseError):  # what went wrong first is what is told
-                if before is None:
-                    self.registry.end_service(name, where=self.release.where)
-                else:
-                    self.registry.begin_service(name, before.version, where=self.release.where)
         return fault
 
 
@@ -241,10 +244,11 @@ def endpoint_of(release: HelmRelease, model: str, *, kept: bool = False, pinned:
     last = release.last()
     assert last is not None
     host = str(last.values.get("fullnameOverride") or release.name)
+    port = (last.values.get("service") or {}).get("port") or _GRPC_PORT
     return Endpoint(
         model=model,
         version=last.version,
-        grpc_url=f"{host}.{release.namespace}.svc:{_GRPC_PORT}",
+        grpc_url=f"{host}.{release.namespace}.svc:{port}",
         kept=kept,
         answers=pinned.answers if pinned else (),
         details={
@@ -254,20 +258,3 @@ def endpoint_of(release: HelmRelease, model: str, *, kept: bool = False, pinned:
             "revision": last.number,
         },
     )
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end a step with an exception, so that the way back is taken."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
-        return
-
-    def end(*_: object) -> None:
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

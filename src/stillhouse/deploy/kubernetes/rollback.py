@@ -8,11 +8,12 @@ from typing import Protocol
 
 from stillhouse.deploy.by_hand import WAIT_SECONDS, holder
 from stillhouse.deploy.config import DeployConfig
-from stillhouse.deploy.kubernetes.deploy import Change, endpoint_of, opened, terminable
+from stillhouse.deploy.kubernetes.deploy import Change, endpoint_of, opened
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision
-from stillhouse.deploy.target import Endpoint, ServiceRegistry
+from stillhouse.deploy.target import Endpoint, Registry
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.table import CHAMPION
+from stillhouse.interrupts import terminable
 from stillhouse.progress import Step
 from stillhouse.registry import LockBusy
 from stillhouse.registry.lock import DeployLock
@@ -21,7 +22,7 @@ from stillhouse.serving.journal import Release, standing
 __all__ = ["LockingRegistry", "revision_before", "roll_back_kubernetes"]
 
 
-class LockingRegistry(ServiceRegistry, Protocol):
+class LockingRegistry(Registry, Protocol):
     """What rolling back needs of the model registry."""
 
     def resolve(self, uri: str) -> tuple[str, str]:
@@ -81,6 +82,7 @@ def roll_back_kubernetes(
             if target.number != (last.number if last else 0):
                 release.go_back(target)
             change.prove(version)
+        change.record(version)
         return before, replace(endpoint_of(release, model), kept=version == before)
 
 

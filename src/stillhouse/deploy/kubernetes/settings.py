@@ -6,19 +6,22 @@ import importlib.resources
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
+
 from stillhouse.deploy.kubernetes.schema import schema_problems
 from stillhouse.deploy.prometheus import prometheus_problems
 from stillhouse.errors import Problem
+from stillhouse.redaction import holds_credentials
 
-__all__ = ["KubernetesSettings", "chart_folder", "release_name"]
+__all__ = ["KubernetesSettings", "chart_folder", "chart_label", "release_name"]
 
-_OWN = {"model": None, "canary": ("enabled", "weight", "model"), "smokeTest": ("answers", "canaryAnswers")}
+_OWN = {"model": None, "canary": ("enabled", "weight", "model"), "smokeTest": ("enabled", "answers", "canaryAnswers")}
 """Values that the deployment sets, by top-level key; None is all of them."""
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST_RELEASE = 53
@@ -29,6 +32,12 @@ _LONGEST_ROLLOUT = 4 * 60
 def chart_folder() -> Path:
     """The chart that comes with this release."""
     return Path(str(importlib.resources.files("stillhouse.charts") / "triton"))
+
+
+def chart_label() -> str:
+    """Name and version of that chart, as helm calls it."""
+    chart = yaml.safe_load((chart_folder() / "Chart.yaml").read_text(encoding="utf-8"))
+    return f"{chart['name']}-{chart['version']}"
 
 
 def release_name(model_name: str) -> str:
@@ -93,6 +102,9 @@ class KubernetesSettings:
             for name in own if key in self.values else ():
                 remedy = "Leave it out; canary_weight is a parameter." if key == "canary" else "Leave it out."
                 found.append(Problem(f"serving_values.{name}", "is set by the deployment.", remedy))
+        for name in _secret_places(self.values, "serving_values"):
+            what = "holds a user's name or password, and values are shown to everyone."
+            found.append(Problem(name, what, "Leave it out: the chart takes the names of secrets."))
         path = chart_folder() / "values.schema.json"
         if path.is_file():
             schema = json.loads(path.read_text(encoding="utf-8"))
@@ -118,6 +130,18 @@ class KubernetesSettings:
             return []
         remedy = "Name the MLflow server, or in the values for charts/triton as mlflow.trackingUri how pods reach it."
         return [Problem("tracking_uri", f"{where}.", remedy)]
+
+
+def _secret_places(value: Any, where: str) -> Iterator[str]:
+    """Paths of texts that are addresses with a password."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _secret_places(entry, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for place, entry in enumerate(value):
+            yield from _secret_places(entry, f"{where}[{place}]")
+    elif isinstance(value, str) and holds_credentials(value):
+        yield where
 
 
 def _is_loopback(rest: str) -> bool:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["BatchQueue", "QueueFull"]
+__all__ = ["BatchQueue", "QueueFull", "Totals"]
 
 Item = TypeVar("Item")
 
@@ -24,6 +24,21 @@ _MEMORY = 0.2
 
 class QueueFull(Exception):
     """An item would wait too long, or there are too many. The message is meant for the caller."""
+
+
+class Totals(NamedTuple):
+    """What went through a queue since it was made."""
+
+    items: int
+    """Handed out in batches."""
+    refused: int
+    """Refused at once, or handed out as too late."""
+    queue_seconds: float
+    """That items waited, all together."""
+    compute_seconds: float
+    """That items were at work, all together."""
+    waiting: int
+    """Items that wait now."""
 
 
 class BatchQueue(Generic[Item]):
@@ -44,6 +59,8 @@ class BatchQueue(Generic[Item]):
         self._seconds_per_row = 0.0
         self._last_done = 0.0
         self._closed = False
+        self._items, self._refused = 0, 0
+        self._queue_seconds, self._compute_seconds = 0.0, 0.0
         self._changed = threading.Condition()
 
     def add(self, item: Item, rows: int) -> None:
@@ -53,19 +70,24 @@ class BatchQueue(Generic[Item]):
             QueueFull: there is no room for it.
         """
         with self._changed:
-            if self._closed:
-                raise QueueFull("the model is being unloaded")
-            if len(self._waiting) >= self._max_items:
-                raise QueueFull(f"{len(self._waiting)} requests are waiting already")
-            # Half of what is at work is still to be done, on the average.
-            wait = (self._rows_waiting + self._rows_at_work / 2) * self._seconds_per_row
-            if self._max_wait and wait > self._max_wait:
-                raise QueueFull(
-                    f"it would take {1000 * wait:.0f} ms until its turn, and {1000 * self._max_wait:.0f} ms is allowed"
-                )
+            if refusal := self._refusal():
+                self._refused += 1
+                raise QueueFull(refusal)
             self._waiting.append((item, rows, time.monotonic()))
             self._rows_waiting += rows
             self._changed.notify()
+
+    def _refusal(self) -> str:
+        """Why nothing more can be taken in now; empty if it can."""
+        if self._closed:
+            return "the model is being unloaded"
+        if len(self._waiting) >= self._max_items:
+            return f"{len(self._waiting)} requests are waiting already"
+        # Half of what is at work is still to be done, on the average.
+        wait = (self._rows_waiting + self._rows_at_work / 2) * self._seconds_per_row
+        if self._max_wait and wait > self._max_wait:
+            return f"it would take {1000 * wait:.0f} ms until its turn, and {1000 * self._max_wait:.0f} ms is allowed"
+        return ""
 
     def take(self) -> tuple[list[Item], list[Item]]:
         """Wait for items, and take the next batch.
@@ -83,29 +105,39 @@ class BatchQueue(Generic[Item]):
             while self._waiting and (not batch or rows + self._waiting[0][1] <= self._batch_rows):
                 item, count, since = self._waiting.popleft()
                 self._rows_waiting -= count
+                self._queue_seconds += now - since
                 if self._max_wait and now - since > self._max_wait:
                     late.append(item)
                 else:
                     batch.append(item)
                     rows += count
             self._rows_at_work += rows
+            self._refused += len(late)
             return batch, late
 
-    def done(self, rows: int, begin: float) -> None:
-        """Tell that a batch of `rows` is done, from which the waiting time of those to come is estimated.
+    def done(self, items: int, rows: int, begin: float) -> None:
+        """Tell that a batch is done, from which the waiting time of those to come is estimated.
 
         Args:
+            items: of the batch.
             rows: of the batch.
             begin: `time.monotonic()` when it was taken.
         """
         with self._changed:
             self._rows_at_work -= rows
             now = time.monotonic()
+            self._items += items
+            self._compute_seconds += items * (now - begin)
             if rows:
                 # With several at work what counts is how fast they are together: the time since the last one was done.
                 pace = (now - max(begin, self._last_done)) / rows
                 self._seconds_per_row += (_MEMORY if self._last_done else 1.0) * (pace - self._seconds_per_row)
                 self._last_done = now
+
+    def totals(self) -> Totals:
+        """What went through until now."""
+        with self._changed:
+            return Totals(self._items, self._refused, self._queue_seconds, self._compute_seconds, len(self._waiting))
 
     def close(self) -> None:
         """Take nothing more in. What waits is still handed out."""

@@ -1,8 +1,8 @@
 """The served front model of single-sentence classification: text in, probabilities and a label out.
 
 This file is copied as it stands into every package, as `model.py` of the public Triton model, beside `settings.json`,
-`tokenizer.json`, `batch_queue.py` and `request_log.py`. So it imports the standard library, numpy and tokenizers only,
-and Triton's own module and the files beside it only where Triton runs it.
+`tokenizer.json`, `batch_queue.py`, `queue_metrics.py` and `request_log.py`. So it imports the standard library, numpy
+and tokenizers only, and Triton's own module and the files beside it only where Triton runs it.
 
     TEXT            BYTES [n, 1]   UTF-8, at most `max_text_bytes` bytes each
     PROBABILITIES   FP32  [n, c]   one column per label, rows sum to 1
@@ -27,15 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-__all__ = ["TextClassifier", "TextError", "TritonPythonModel", "load"]
+__all__ = ["CALL_TOKENS", "TextClassifier", "TextError", "TritonPythonModel", "load"]
 
 Encode = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """(token ids [n, s], attention mask [n, s]) to probabilities [n, c]."""
 
-# A sub-batch is closed when padding would take more than this share of its tokens. One more call of the encoder costs
-# about as much as the free tokens, so that a handful of short texts is never split.
-PADDING_SHARE = 0.25
-PADDING_FREE = 64
+# One more call of the encoder costs as much time as so many tokens of padding do: 20 in process with DistilBERT-base in
+# INT8 on two cores, and the way between the two models (benchmarks/batching.py). Twice as many or half as many cost 2%.
+CALL_TOKENS = 32
 
 
 class TextError(ValueError):
@@ -104,19 +103,19 @@ class TextClassifier:
         return probabilities, [self.label_names[index] for index in probabilities.argmax(axis=1)]
 
     def _sub_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Row numbers of each encoder call, rows of like length together."""
-        rows: list[int] = []
-        used = 0
-        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-            total = (len(rows) + 1) * lengths[row]
-            padding = total - used - lengths[row]
-            if rows and (len(rows) == self._max_batch_size or padding > max(PADDING_FREE, PADDING_SHARE * total)):
-                yield rows
-                rows, used = [], 0
-            rows.append(row)
-            used += lengths[row]
-        if rows:
-            yield rows
+        """Row numbers of each encoder call, rows of like length together: the cheapest way to cut them, sorted."""
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        best, cut = [0], [0]  # for the first k rows: the least cost, in tokens, and where the last call begins then
+        for end in range(1, len(order) + 1):
+            width = lengths[order[end - 1]]
+            begins = range(max(0, end - self._max_batch_size), end)
+            cost, begin = min((best[begin] + CALL_TOKENS + (end - begin) * width, begin) for begin in begins)
+            best.append(cost)
+            cut.append(begin)
+        end = len(order)
+        while end:
+            yield order[cut[end] : end]
+            end = cut[end]
 
 
 def load(folder: Path, encode: Encode) -> TextClassifier:
@@ -157,6 +156,7 @@ class TritonPythonModel:
             max_wait=settings["max_wait_ms"] / 1000,
             batch_rows=settings["batch_rows"],
         )
+        self._metrics = self._open_metrics(args)
         # One more than there are encoders: the next batch is tokenised while this one is encoded.
         self._workers = [
             threading.Thread(target=self._work, daemon=True) for _ in range(settings["encoder_instances"] + 1)
@@ -169,6 +169,8 @@ class TritonPythonModel:
         self._queue.close()
         for worker in self._workers:
             worker.join()
+        if self._metrics is not None:
+            self._metrics.close()
         if self._log is not None:
             self._log.close()
 
@@ -205,7 +207,7 @@ class TritonPythonModel:
             except Exception as error:  # without this thread nothing would be answered any more
                 pb_utils.Logger.log_error(f"a batch of {len(batch)} requests failed: {error!r}")
             finally:
-                self._queue.done(sum(len(waiting.texts) for waiting in batch), begin)
+                self._queue.done(len(batch), sum(len(waiting.texts) for waiting in batch), begin)
 
     def _serve(self, batch: Sequence[_Waiting]) -> None:
         """Classify the texts of all requests together, and answer each request on its own."""
@@ -231,6 +233,17 @@ class TritonPythonModel:
         _send(waiting.sender, pb_utils.InferenceResponse(output_tensors=outputs))
         if self._log is not None and waiting.request_id != self._log.PROBE_ID:
             self._log.record(waiting.texts, labels, probabilities)
+
+    def _open_metrics(self, args: dict[str, str]) -> Any:
+        """The queue's metrics; None where the server has metrics switched off."""
+        import triton_python_backend_utils as pb_utils
+
+        module = importlib.import_module("queue_metrics")
+        try:
+            return module.QueueMetrics(self._queue.totals, model=args["model_name"], version=args["model_version"])
+        except pb_utils.TritonModelException as error:
+            pb_utils.Logger.log_info(f"the queue's metrics are not reported: {error}")
+            return None
 
     def _open_log(self, args: dict[str, str]) -> Any:
         """The request log; None where the server's environment asks for none.

@@ -41,8 +41,9 @@ class TritonPythonModel:
         threads = int(parameters.get("intra_op_thread_count", 0))
         options.intra_op_num_threads = threads or max(1, usable_cores() // max(1, instances))
         options.inter_op_num_threads = 1
-        # The cores are shared with the server and with the front model: waiting threads sleep and do not spin.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that wait spin while the model runs, which is quickest, and not between two runs: the server and the
+        # front model share the cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         providers = ["CPUExecutionProvider"]
         if args["model_instance_kind"] == "GPU":
             providers.insert(0, "CUDAExecutionProvider")
