@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 __all__ = ["PostgresqlMissing", "postgresql"]
 
 
@@ -74,8 +76,9 @@ def _initdb() -> Path:
             raise PostgresqlMissing("PostgreSQL is not installed, and installing it needs root and apt-get")
         # RUNLEVEL keeps the package from starting a server.
         options = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}, "capture_output": True}
-        subprocess.run(["apt-get", "update", "-qq"], **options)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"], **options)
+        with FileLock(Path(tempfile.gettempdir()) / "stillhouse-tests-apt.lock"):
+            subprocess.run(["apt-get", "update", "-qq"], **options)
+            subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"], **options)
         if not (found := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
             raise PostgresqlMissing("PostgreSQL is not installed, and apt-get could not install it")
     return found[-1]

@@ -5,10 +5,12 @@ A setting is kept in `run.json`, printed, and logged, so no such place may hold 
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["holds_credentials", "redacted"]
+__all__ = ["holds_credentials", "redacted", "without_secrets"]
 
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s'\"]*)")
 # A secret key may hold a slash; a port holds digits alone.
@@ -16,6 +18,8 @@ _USER_INFO = re.compile(r"^([^/@?#]*|[^/@?#:]*:(?!\d+/)[^@?#]*)@")
 _OWN_GRAMMAR = ("demo", "hub", "minilm", "scratch", "sqlite", "teacher")
 """Schemes whose addresses hold nothing secret, and in which `?` and `@` mean something else."""
 _BUCKETS = ("s3", "gs", "gcs")
+_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|CREDENTIAL|SIGNATURE")
+_SHORTEST_SECRET = 8  # characters; a shorter value would be found in ordinary words
 
 
 def redacted(value: Any) -> Any:
@@ -47,3 +51,18 @@ def holds_credentials(address: str) -> bool:
         return "@" in host or ":" in host
     user, at, _ = host.rpartition("@")
     return bool(at) and (":" in user or scheme in ("http", "https"))
+
+
+def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """The text with `***` in place of every value of an environment variable that is named like a secret.
+
+    For messages of libraries that take their keys from the environment.
+    """
+    for name, value in (os.environ if environment is None else environment).items():
+        if not _SECRET_NAME.search(name.upper()) or value.startswith("/"):  # a file's path is no secret
+            continue
+        # Azure's connection strings are lists of key=value.
+        parts = (part.partition("=") for part in value.split(";"))
+        for secret in (value, *(entry for key, _, entry in parts if _SECRET_NAME.search(key.upper()))):
+            text = text.replace(secret, "***") if len(secret) >= _SHORTEST_SECRET else text
+    return text

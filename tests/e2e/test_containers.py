@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shutil
-import signal
 import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from postgresql import PostgresqlMissing, postgresql
+from containers import ROOT, MlflowServer, call, engine_flags, make_images, show
 
 from stillhouse import __version__
 from stillhouse.artifacts import EvaluationManifest, PackageManifest, sha256_file
 from stillhouse.components.images import OPS_IMAGE, TRAIN_IMAGE
 from stillhouse.evaluation.table import chosen
-from stillhouse.serving.triton import free_ports
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-STAND_INS = ROOT.parent / "shared" / "tools"
-"""Commands that start an engine and make stand-ins for the public base images, where no registry can be reached."""
 IMAGES = {"train": TRAIN_IMAGE, "ops": OPS_IMAGE}
 OPS_STEPS = {"deploy", "fetch-champion", "notify"}
 USER = 1000
-
-
-def call(*command: str | Path, **options: Any) -> str:
-    """Run a command; its output, or a failure that shows it."""
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
-    return done.stdout
 
 
 def in_image(name: str, *command: str, volumes: tuple[str, ...] = ()) -> str:
@@ -49,40 +32,11 @@ def in_image(name: str, *command: str, volumes: tuple[str, ...] = ()) -> str:
     return call("docker", "run", *options, IMAGES[name], *command)
 
 
-def show(request: pytest.FixtureRequest, text: str) -> None:
-    """Print in spite of pytest's capture: sizes and durations are wanted where the test passes, too."""
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n{text}", flush=True)
-
-
 @pytest.fixture(scope="module")
-def build_flags() -> str:
-    """What `docker build` needs here, once an engine runs and the bases are at hand."""
-    if not (STAND_INS / "base-image").exists():
-        if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
-            pytest.skip("no Docker engine answers, and there is no tool to start one")
-        return ""
-    if os.geteuid() != 0:
-        pytest.skip("starting a Docker engine needs root")
-    texts = "".join((ROOT / "images" / name / "Dockerfile").read_text() for name in IMAGES)
-    bases = dict(re.findall(r"^ARG (\w+)_IMAGE=(\S+)$", texts, re.MULTILINE))
-    for tool, base in (("base-image", bases["PYTHON"]), ("helm-image", bases["HELM"])):
-        done = subprocess.run([STAND_INS / tool, base], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            pytest.skip(f"{tool} failed: {done.stderr[-300:]}")
-    return "--network=host"
-
-
-@pytest.fixture(scope="module")
-def images(build_flags: str, request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+def images(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     """`make images`; what the engine says of each."""
     begin = time.monotonic()
-    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "REGISTRY", "TAG")}
-    index = environment.get("PIP_EXTRA_INDEX_URL", "")
-    options = [f"DOCKER_BUILD_FLAGS={build_flags}"]
-    options += [f"TORCH_INDEX_URL={index}"] if "pytorch.org" in index else []
-    options.append(f"IMAGES={' '.join(IMAGES)}")  # the others are tested where they serve
-    said = call("make", "-j2", "images", *options, cwd=ROOT, env=environment)
+    said = make_images(engine_flags(), *IMAGES)  # the others are tested where they serve
     sizes = [line for line in said.splitlines() if line.startswith(tuple(IMAGES.values()))]
     show(request, "\n".join([f"make images: {time.monotonic() - begin:.0f} s", *sizes]))
     assert {line.split()[0] for line in sizes} == set(IMAGES.values())
@@ -173,45 +127,6 @@ def test_train_holds_what_the_mlflow_server_of_the_chart_needs(images: dict[str,
 # -- the pipeline in them ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    """PostgreSQL that listens on a socket of its own; yields its URI for SQLAlchemy."""
-    try:
-        with postgresql() as folder:
-            yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"
-    except PostgresqlMissing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
-def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An MLflow server on that database; yields its address."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    port = free_ports().http
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", database, "--artifacts-destination", folder.as_uri(),
-    ]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, (folder / "log").read_text()[-3000:]
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    break
-            time.sleep(0.2)
-        yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # asked to end, it takes its time, and nothing of it is kept
-        process.wait(timeout=30)
-
-
 @dataclass
 class ContainerRun:
     """What a run of the pipeline in containers left behind."""
@@ -229,7 +144,7 @@ class ContainerRun:
 
 @pytest.fixture(scope="module")
 def run(
-    images: dict[str, Any], server: str, sst2: Path, tmp_path_factory: pytest.TempPathFactory,
+    images: dict[str, Any], mlflow_server: MlflowServer, sst2: Path, tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> ContainerRun:  # fmt: skip
     """The `tiny` pipeline on SST-2, each step in a container of its image."""
@@ -242,7 +157,7 @@ def run(
 
     arguments, problems = arguments_for("tiny", [
         "data=/data/train.tsv", "validation_data=/data/dev.tsv", "test_data=/data/test.tsv", "text_column=sentence",
-        "label_column=label", f"tracking_uri={server}", "deploy_target=none",
+        "label_column=label", f"tracking_uri={mlflow_server.url}", "deploy_target=none",
     ])  # fmt: skip
     assert problems == []
     folder = tmp_path_factory.mktemp("containers")
@@ -267,7 +182,7 @@ def run(
         "--format={{.From}}",
     )  # fmt: skip
     text = re.sub(r"\x1b\[\d+m", "", (folder / "kfp.log").read_text())
-    return ContainerRun(root, text, [line for line in events.split() if line in IMAGES.values()], server)
+    return ContainerRun(root, text, [line for line in events.split() if line in IMAGES.values()], mlflow_server.url)
 
 
 def test_every_step_ran_in_its_image(run: ContainerRun):

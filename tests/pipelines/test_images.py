@@ -152,6 +152,17 @@ for uri in ("http://127.0.0.1:9", "postgresql://user:secret@127.0.0.1:9/mlflow")
     assert "secret" not in done.stdout + done.stderr
 
 
+def test_what_fetches_and_asks_needs_no_more_than_ops():
+    code = """
+import adlfs, gcsfs, s3fs
+import stillhouse.deploy.fetch, stillhouse.deploy.smoke, stillhouse.registry.stored_package
+from stillhouse.deploy.package_store import FolderStore
+FolderStore("/nowhere").sizes()
+"""
+    done = run_without(absent("ops"), code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_block_blocks():
     assert "No module named 'torch'" in run_without(absent("ops"), "import torch").stderr
 

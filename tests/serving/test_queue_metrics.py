@@ -7,9 +7,11 @@ import time
 import urllib.request
 from dataclasses import replace
 
-from tiny_package import TEXTS, build_package
+import pytest
+from tiny_package import TEXTS, build_package, with_a_failing_word
 
 from stillhouse.client import Client
+from stillhouse.errors import InputError, ServingError
 from stillhouse.loadtest import run_load
 from stillhouse.serving.repository import set_model_version
 from stillhouse.serving.server import start_server, switch_server
@@ -62,6 +64,34 @@ def test_refusals_are_counted(tmp_path, own_server):
     refused = run_load(url, "reviews", TEXTS, concurrency=16, seconds=2.0, warmup=0.0).errors["UNAVAILABLE"]
     assert refused > 10
     eventually(own_server, lambda found: found["stillhouse_requests_refused_total", "7"] >= refused)
+
+
+def test_failures_are_counted_where_triton_counts_successes(tmp_path, own_server):
+    package = with_a_failing_word(build_package(tmp_path / "package"), "boom")
+    set_model_version(package / "triton", "reviews", "7")
+    start_server(replace(own_server, package=package))
+    eventually(own_server, lambda found: ("stillhouse_requests_failed_total", "7") in found)  # as 0, from the beginning
+    with Client(f"127.0.0.1:{own_server.ports.grpc}", "reviews", retries=0) as client:
+        client.predict_one("fine")
+        for _ in range(2):
+            with pytest.raises(ServingError, match="the encoder failed"):
+                client.predict_one("boom")
+        for _ in range(3):
+            with pytest.raises(InputError, match="bytes"):
+                client.predict_one("too long " * 1000)
+    found = eventually(own_server, lambda found: found["stillhouse_requests_failed_total", "7"] > 0)
+    assert found["stillhouse_requests_failed_total", "7"] == 2
+    found = eventually(own_server, lambda found: found["stillhouse_requests_invalid_total", "7"] > 0)
+    assert found["stillhouse_requests_invalid_total", "7"] == 3
+    assert found["stillhouse_requests_refused_total", "7"] == 0
+    # What is at work besides the probes: one answer, and the two failures.
+    assert found["stillhouse_requests_total", "7"] - found["stillhouse_probes_total", "7"] == 3
+    assert found["stillhouse_probes_total", "7"] > 0
+    with urllib.request.urlopen(f"http://127.0.0.1:{own_server.ports.metrics}/metrics", timeout=10) as answer:
+        by_triton = re.findall(
+            r'^nv_inference_request_failure\{model="reviews",.*\} (\S+)$', answer.read().decode(), re.M
+        )
+    assert len(by_triton) == 4 and set(by_triton) == {"0"}, "Triton tells of failures: its own counter would do"
 
 
 def test_each_release_has_counters_of_its_own(tmp_path, package, own_server):

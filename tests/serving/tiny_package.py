@@ -144,6 +144,16 @@ def build_package(
     return folder
 
 
+def with_a_failing_word(package: Path, word: str) -> Path:
+    """The package, whose encoder fails on a text with this word: its token is beyond the table of embeddings."""
+    (path,) = package.glob("triton/*/1/tokenizer.json")
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"][word] = 9999
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    PackageManifest.load(package).save(package)
+    return package
+
+
 def settings_of(package: Path, served_name: str = "reviews") -> dict[str, object]:
     """The front model's settings in a package as it was written."""
     return dict(json.loads((package / "triton" / served_name / "1" / "settings.json").read_text(encoding="utf-8")))

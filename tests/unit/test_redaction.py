@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillhouse.redaction import holds_credentials, redacted
+from stillhouse.redaction import holds_credentials, redacted, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,17 @@ def test_an_address_and_what_is_shown_of_it(address: str, shown: str, secret: bo
     assert redacted(address) == shown
     assert redacted({"settings": [f"data={address}", 1]}) == {"settings": [f"data={shown}", 1]}
     assert holds_credentials(address) is secret
+
+
+def test_keys_of_the_environment_are_not_shown():
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
+        "AZURE_STORAGE_CONNECTION_STRING": "AccountName=teamstorage;AccountKey=c2VjcmV0a2V5==;EndpointSuffix=example",
+        "MLFLOW_TRACKING_PASSWORD": "",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/var/secrets/key.json",
+        "SOME_TOKEN": "a",
+        "AWS_ENDPOINT_URL": "http://minio:9000",
+    }
+    said = "a teamstorage: wJalrXUtnFEMI, c2VjcmV0a2V5==, /var/secrets/key.json, http://minio:9000"
+    shown = "a teamstorage: ***, ***, /var/secrets/key.json, http://minio:9000"
+    assert without_secrets(said, environment) == shown

@@ -21,11 +21,13 @@ import typer
 from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
 from stillhouse.cli.deploy import deploy, status
+from stillhouse.cli.fetch import fetch
 from stillhouse.cli.kubeflow import publish, schedule, submit
 from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
 from stillhouse.cli.output import print_error
 from stillhouse.cli.releases import releases, rollback
 from stillhouse.cli.serve import app as serve
+from stillhouse.cli.smoke import smoke
 
 __all__ = ["app", "main"]
 
@@ -180,6 +182,8 @@ app.command()(deploy)
 app.command()(status)
 app.command()(releases)
 app.command()(rollback)
+app.command()(fetch)
+app.command()(smoke)
 app.add_typer(bench, name="bench")
 
 

@@ -91,15 +91,16 @@ class Client(_Settings):
         """The result for one text."""
         return self.predict([text])[0]
 
-    def predict_raw(self, inputs: Mapping[str, Any], outputs: Sequence[str] = ()) -> RawAnswer:
+    def predict_raw(self, inputs: Mapping[str, Any], outputs: Sequence[str] = (), *, request_id: str = "") -> RawAnswer:
         """The answer of any model to one request, which is sent as it is.
 
         Args:
             inputs: arrays by the model's input names, with the batch as their first axis; text as arrays of `str` or
                 `bytes`.
             outputs: names of the outputs to ask for; without any, all of them.
+            request_id: what the server sees as the request's id.
         """
-        return self._run(self._protocol.infer(inputs, outputs))
+        return self._run(self._protocol.infer(inputs, outputs, request_id))
 
     def close(self) -> None:
         """Close the connection; requests under way fail."""
@@ -173,9 +174,11 @@ class AsyncClient(_Settings):
         """The result for one text."""
         return (await self.predict([text]))[0]
 
-    async def predict_raw(self, inputs: Mapping[str, Any], outputs: Sequence[str] = ()) -> RawAnswer:
+    async def predict_raw(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str] = (), *, request_id: str = ""
+    ) -> RawAnswer:
         """The answer of any model to one request, as `Client.predict_raw`."""
-        return await self._run(self._protocol.infer(inputs, outputs))
+        return await self._run(self._protocol.infer(inputs, outputs, request_id))
 
     async def close(self) -> None:
         """Close the connection; requests under way fail."""

@@ -156,9 +156,9 @@ class Protocol:
             return answers
         raise _refused(texts, rows, model) or self._explain(refusal, _place(rows))
 
-    def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Plan[RawAnswer]:
+    def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str], request_id: str = "") -> Plan[RawAnswer]:
         """The model's answer to one request as it is given."""
-        request = service_pb2.ModelInferRequest(model_name=self._model)
+        request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
         for name, value in inputs.items():
             _add_input(request, name, np.asarray(value))
         for name in outputs:

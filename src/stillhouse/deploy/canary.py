@@ -4,8 +4,8 @@ What is asked for are the samples themselves, as they were scraped. Counts are w
 as `increase()` does; and a counter that falls is seen as what it is: a server that began anew.
 
 Triton counts every answer of the front model as a success, also one that says that something failed (seen with 2.51).
-What became of a request is told by the front model's own counters, `stillhouse_requests_…`. A release of before they
-came has none of them: its failures are the encoder's then, and what else failed is not known.
+What became of a request is told by the front model's own counters, `stillhouse_requests_…`, which know probes from
+traffic, too. Where Triton has none of them, failures are the encoder's, and what else failed is not known.
 
 What does not reach a pod is not seen here: a gateway's own errors are in the gateway's metrics.
 """
@@ -44,6 +44,7 @@ _METRICS = (
     "stillhouse_requests_failed_total",
     "stillhouse_requests_refused_total",
     "stillhouse_requests_invalid_total",
+    "stillhouse_probes_total",
     "stillhouse_queue_seconds_total",
 )
 _QUANTILES = ("0.5", "0.99")
@@ -154,39 +155,35 @@ def summarise(
         restarted: of kube-state-metrics, how often the containers of these pods were started again.
     """
     seen = _Seen(found, since, newborn=canary)
-    requests = seen.total("stillhouse_requests_total", model)
-    own = requests is not None
+    at_work = seen.total("stillhouse_requests_total", model)
     answered = seen.total("nv_inference_request_success", model) or 0.0
+    # What Triton itself counts as failed never reached the front model: its process was dead, or nobody waited for it.
     lost = seen.total("nv_inference_request_failure", model) or 0.0
-    if requests is None:
-        requests = answered + lost
     broken = seen.total("stillhouse_requests_failed_total", model)
     if broken is None:
         broken = seen.total("nv_inference_request_failure", encoder_name(model)) or 0.0
-    refused = seen.total("stillhouse_requests_refused_total", model) or 0.0
-    invalid = seen.total("stillhouse_requests_invalid_total", model) or 0.0
-    # What Triton counts as failed never reached the front model: its process was dead, or the request was cancelled.
-    requests += lost if own else 0.0
+    refused = round(seen.total("stillhouse_requests_refused_total", model) or 0.0)
+    invalid = round(seen.total("stillhouse_requests_invalid_total", model) or 0.0)
+    probes = seen.total("stillhouse_probes_total", model) or 0.0
     duration = seen.total("nv_inference_request_duration_us", model)
     waited = seen.total("stillhouse_queue_seconds_total", model)
+    taken = answered + lost - refused if at_work is None else at_work - probes + lost + invalid
+    taken = max(0, round(taken))
     restarts = dict(seen.restarts)
     for series in restarted:
         pod = _pod(series)
         restarts[pod] = max(restarts.get(pod, 0), round(increase(series.samples, since, newborn=canary)[0]))
-    # The counters of one scrape are read one after the other, while requests come and go.
-    requests = round(requests)
-    refused = min(round(refused), requests)
-    taken = requests - refused
     choose = max if canary else statistics.median
     p50, p99 = (seen.quantiles(model, quantile) for quantile in _QUANTILES)
     return Track(
         pods=len(seen.pods),
-        requests=requests,
+        requests=taken + refused,
+        # The counters of one scrape are read one after the other, while requests come and go.
         failed=min(round(broken + lost), taken),
         refused=refused,
-        invalid=min(round(invalid), taken),
+        invalid=min(invalid, taken),
         mean_ms=None if duration is None or not answered else duration / answered / 1000,
-        queue_ms=None if waited is None or taken <= 0 else 1000 * waited / taken,
+        queue_ms=None if waited is None or not at_work else 1000 * waited / at_work,
         p50_ms=choose(p50) / 1000 if p50 else None,
         p99_ms=choose(p99) / 1000 if p99 else None,
         restarts=sum(restarts.values()),

@@ -20,7 +20,16 @@ from stillhouse.serving.repository import set_model_version
 from stillhouse.serving.server import serving_folder
 from stillhouse.serving.verify import verify_release
 
-__all__ = ["PLAIN_TEXTS", "PackageSource", "clear_out", "fetch_release", "keep_texts", "kept_texts", "release_at_hand"]
+__all__ = [
+    "PLAIN_TEXTS",
+    "PackageSource",
+    "clear_out",
+    "fetch_release",
+    "keep_texts",
+    "kept_texts",
+    "load_for",
+    "release_at_hand",
+]
 
 _KEPT = 5
 """Releases of a model that stay."""
@@ -55,10 +64,7 @@ def fetch_release(registry: PackageSource, name: str, version: str, repository: 
     shelf.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=shelf) as scratch:
         fetched = registry.fetch_package(name, version, Path(scratch) / "package")
-        manifest = PackageManifest.load(fetched)
-        if manifest.served_name != name:
-            what = f"serves under the name {manifest.served_name!r}, and is registered as {name!r}."
-            raise ManifestError(str(fetched), what, "Package it again with that model_name.")
+        manifest = load_for(name, fetched, str(fetched))
         set_model_version(fetched / "triton", name, version)
         verify_release(fetched, manifest, version)
         release = shelf / f"{version}-{sha256_file(fetched / PackageManifest.filename())[:12]}"
@@ -70,6 +76,24 @@ def fetch_release(registry: PackageSource, name: str, version: str, repository: 
                 shutil.rmtree(release)  # altered since it was fetched
         fetched.rename(release)
     return release
+
+
+def load_for(name: str, folder: Path, shown: str) -> PackageManifest:
+    """The manifest of a package that is to serve a model.
+
+    Args:
+        name: registered name of the model.
+        folder: where the manifest is.
+        shown: what people know that place by.
+
+    Raises:
+        ManifestError: it is of an unknown format, or the package serves another name.
+    """
+    manifest = PackageManifest.load(folder)
+    if manifest.served_name != name:
+        what = f"serves under the name {manifest.served_name!r}, and is registered as {name!r}."
+        raise ManifestError(shown, what, "Package it again with that model_name.")
+    return manifest
 
 
 def release_at_hand(folder: Path, name: str, version: str) -> Path | None:

@@ -17,8 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from served_model import ServedTexts
+from typer.testing import CliRunner
 
-from stillhouse.client import Client, InputError, ServerUnavailable, Tls
+from stillhouse.cli.main import app
+from stillhouse.client import Client, InputError, ServerUnavailable, ServingError, Tls
 from stillhouse.client.connection import Connection
 
 
@@ -90,6 +92,23 @@ def test_mutual_tls(serve, predict, authority, certify):
     assert predict(url, ["x"], tls=Tls(authority.chain, caller.key, caller.chain))[0].label == "fair"
     with pytest.raises(ServerUnavailable):
         predict(url, ["x"], tls=Tls(authority.chain), retries=0)
+
+
+def test_the_smoke_test_by_tls(serve, authority, certify):
+    """`stillhouse smoke` against a server that shows who it is, and asks who calls."""
+    model = ServedTexts()
+    url = serve(model, credentials=server_credentials(certify("server", by="authority"), clients=authority))
+    caller = certify("caller", by="authority")
+    command = ["smoke", "--url", url, "--model", "reviews", "--version", "7", "--timeout", "1"]
+    mutual = ["--tls-ca", str(authority.chain), "--tls-cert", str(caller.chain), "--tls-key", str(caller.key)]
+    done = CliRunner().invoke(app, [*command, *mutual])
+    assert "1 of 1 answers agree" in done.stdout, done.exception
+    assert model.ids == {"stillhouse-probe"}  # which no request log records
+    for options in ([], ["--tls"], ["--tls-ca", str(authority.chain)]):
+        done = CliRunner().invoke(app, [*command, *options])
+        assert isinstance(done.exception, ServingError), options
+    done = CliRunner().invoke(app, [*command, "--tls-cert", str(caller.chain)])
+    assert "tls.private_key" in str(done.exception)
 
 
 def test_all_that_is_wrong_with_the_files_is_told(authority, certify, tmp_path):

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import object_stores
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -179,26 +180,8 @@ def test_web_faults_are_problems_without_the_query(config_for, web):
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server_module = pytest.importorskip("moto.server")
-    import s3fs
-
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("rows")
+    with object_stores.s3("rows"):
         yield "s3://rows"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

@@ -147,7 +147,8 @@ class Pod:
                     + (str(1000 * value) if self.requests else "Nan")
                     for quantile, value in (("0.5", self.mean_ms), ("0.99", self.p99_ms))
                 ),
-                f"stillhouse_requests_total{{{labels}}} {self.requests}",
+                f"stillhouse_requests_total{{{labels}}} {self.requests - self.refused}",
+                f"stillhouse_probes_total{{{labels}}} 0",
                 f"stillhouse_requests_failed_total{{{labels}}} {self.failed}",
                 f"stillhouse_requests_refused_total{{{labels}}} {self.refused}",
                 f"stillhouse_requests_invalid_total{{{labels}}} 0",

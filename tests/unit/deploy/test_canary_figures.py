@@ -47,13 +47,16 @@ def test_the_front_models_counters_tell_what_became_of_requests():
         series("nv_inference_request_failure", 0, 1, reason="OTHER"),
         series("nv_inference_request_failure", 0, 9, model="reviews-encoder", reason="BACKEND"),
         series("nv_inference_request_duration_us", 0, 1_200_000),
-        series("stillhouse_requests_total", 10, 110),
+        series("stillhouse_requests_total", 10, 93),  # at work: not those that were refused or invalid
+        series("stillhouse_probes_total", 1, 4),
         series("stillhouse_requests_failed_total", 0, 4),
         series("stillhouse_requests_refused_total", 0, 20),
         series("stillhouse_requests_invalid_total", 0, 5),
         series("stillhouse_queue_seconds_total", 1.0, 1.415),
     )
-    assert (track.requests, track.failed, track.refused, track.invalid, track.taken) == (103, 7, 20, 5, 83)
+    # At work 83, of which 3 were probes; 3 that Triton lost, and 5 that were invalid.
+    assert (track.taken, track.requests) == (88, 108)
+    assert (track.failed, track.refused, track.invalid) == (7, 20, 5)
     assert track.mean_ms == pytest.approx(10.0)  # 1.2 s over 120
     assert track.queue_ms == pytest.approx(5.0)  # 0.415 s over 83
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from folder_registry import FolderRegistry
 from tiny_package import TEXTS, build_package
 
 from stillhouse.artifacts import PackageManifest
 from stillhouse.deploy.shelf import fetch_release
-from stillhouse.deploy.smoke import known_answers
+from stillhouse.deploy.smoke import KnownAnswer, known_answers, read_answers
 from stillhouse.errors import InputError, ManifestError, ServingError
 from stillhouse.serving.verify import verify_release
 
@@ -71,3 +73,20 @@ def test_known_answers(registry):
         known_answers(package, [{**rows[0], "label": "someone else's"}])
     with pytest.raises(InputError, match="smoke_rows"):
         known_answers(package, [])
+
+
+def test_known_answers_in_a_file(tmp_path):
+    path = tmp_path / "answers.json"
+    rows = [{"text": "a", "label": "good", "probabilities": [0.9, 0.1]}, {"text": "b", "label": "bad"}, {"text": ""}]
+    path.write_text(json.dumps(rows))
+    assert read_answers(path) == [KnownAnswer("a", "good", (0.9, 0.1)), KnownAnswer("b", "bad"), KnownAnswer("")]
+    path.write_text(json.dumps([rows[0], {"label": "good"}, "c", {"text": 3}, {"text": "d", "probabilities": ["x"]}]))
+    with pytest.raises(InputError) as caught:
+        read_answers(path)
+    assert [problem.where for problem in caught.value.problems] == [f"{path}, row {row}" for row in (2, 3, 4, 5)]
+    for text in ("[]", "{}", "nonsense"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=str(path)):
+            read_answers(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_answers(tmp_path / "nowhere")

@@ -156,6 +156,8 @@ class TritonPythonModel:
             max_wait=settings["max_wait_ms"] / 1000,
             batch_rows=settings["batch_rows"],
         )
+        self._probe_id = importlib.import_module("request_log").RequestLog.PROBE_ID
+        self._outcomes = importlib.import_module("queue_metrics").Outcomes()
         self._metrics = self._open_metrics(args)
         # One more than there are encoders: the next batch is tokenised while this one is encoded.
         self._workers = [
@@ -185,10 +187,12 @@ class TritonPythonModel:
                 texts = [self._classifier.decode(text) for text in tensor.reshape(-1).tolist()]
                 self._queue.add(_Waiting(sender, texts, request.request_id()), len(texts))
             except TextError as error:
+                self._outcomes.add(invalid=1)
                 _send_error(sender, str(error), pb_utils.TritonError.INVALID_ARG)
             except self._full as error:
                 _send_error(sender, f"the model is overloaded: {error}", pb_utils.TritonError.UNAVAILABLE)
             except Exception as error:  # a tensor that cannot be read must not fail its neighbours
+                self._outcomes.add(invalid=1)
                 _send_error(sender, f"TEXT cannot be read: {error}", pb_utils.TritonError.INVALID_ARG)
 
     def _work(self) -> None:
@@ -205,8 +209,10 @@ class TritonPythonModel:
                     _send_error(waiting.sender, "the request waited too long", pb_utils.TritonError.UNAVAILABLE)
                 self._serve(batch)
             except Exception as error:  # without this thread nothing would be answered any more
+                self._outcomes.add(failed=len(batch))
                 pb_utils.Logger.log_error(f"a batch of {len(batch)} requests failed: {error!r}")
             finally:
+                self._outcomes.add(probes=sum(waiting.request_id == self._probe_id for waiting in batch))
                 self._queue.done(len(batch), sum(len(waiting.texts) for waiting in batch), begin)
 
     def _serve(self, batch: Sequence[_Waiting]) -> None:
@@ -216,6 +222,7 @@ class TritonPythonModel:
         try:
             probabilities, labels = self._classifier.classify([text for waiting in batch for text in waiting.texts])
         except Exception as error:
+            self._outcomes.add(failed=len(batch))
             for waiting in batch:
                 _send_error(waiting.sender, f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL)
             return
@@ -231,7 +238,7 @@ class TritonPythonModel:
         names = np.array([[label.encode()] for label in labels], dtype=np.object_)
         outputs = [pb_utils.Tensor("PROBABILITIES", probabilities), pb_utils.Tensor("LABEL", names)]
         _send(waiting.sender, pb_utils.InferenceResponse(output_tensors=outputs))
-        if self._log is not None and waiting.request_id != self._log.PROBE_ID:
+        if self._log is not None and waiting.request_id != self._probe_id:
             self._log.record(waiting.texts, labels, probabilities)
 
     def _open_metrics(self, args: dict[str, str]) -> Any:
@@ -240,7 +247,9 @@ class TritonPythonModel:
 
         module = importlib.import_module("queue_metrics")
         try:
-            return module.QueueMetrics(self._queue.totals, model=args["model_name"], version=args["model_version"])
+            return module.QueueMetrics(
+                self._queue.totals, self._outcomes, model=args["model_name"], version=args["model_version"]
+            )
         except pb_utils.TritonModelException as error:
             pb_utils.Logger.log_info(f"the queue's metrics are not reported: {error}")
             return None
