@@ -42,6 +42,11 @@ def test_there_is_one_for_each_cluster():
     assert {f"train_and_deploy-{name}.yaml" for name in cluster_names()} == {p.name for p in COMPILED.iterdir()}
 
 
+def test_the_first_step_is_given_every_parameter(spec: dict):
+    inspected = spec["components"]["comp-inspect-source"]["inputDefinitions"]["parameters"]
+    assert set(inspected) - {"pipeline_run"} == set(spec["root"]["inputDefinitions"]["parameters"])
+
+
 def test_kfp_loads_it_again(text: str):
     loaded = load_component_from_text(text)
     assert loaded.name == "stillhouse-train-and-deploy"
