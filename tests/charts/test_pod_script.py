@@ -1,4 +1,4 @@
-"""charts/triton/files/pod.py against a local HTTP server that answers as Triton does."""
+"""charts/triton/files/pod.py against a server that answers as Triton does; tests/serving has the real one."""
 
 from __future__ import annotations
 

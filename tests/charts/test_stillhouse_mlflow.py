@@ -110,6 +110,7 @@ def server(rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The server, on migrated tables, ready by its own probe; yields `host:port`."""
     migrated = run(rendered.containers["migrate"])
     assert migrated.returncode == 0, migrated.stderr[-3000:]
+    assert "Creating initial MLflow database tables" in migrated.stderr
     container, log = rendered.containers["mlflow"], tmp_path_factory.mktemp("log") / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -209,15 +210,60 @@ print(run.info.artifact_uri, mlflow.artifacts.load_text(run.info.artifact_uri + 
     assert uri.startswith("mlflow-artifacts:/") and text == "hello"
 
 
-def test_migrating_again_changes_nothing_and_pods_take_turns(server: str, rendered: Rendered):
+@pytest.fixture(scope="module")
+def engine(server: str, rendered: Rendered) -> Iterator[Any]:
+    """The server's database."""
+    import sqlalchemy
+
+    uri = sqlalchemy.engine.make_url(rendered.containers["migrate"].command[-1])
+    uri = uri.set(username="mlflow", password=PASSWORD)
+    engine = sqlalchemy.create_engine(uri, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+def test_older_tables_are_brought_up_to_date_and_a_second_time_changes_nothing(engine: Any, rendered: Rendered):
+    import alembic.command
+    import sqlalchemy
+    from mlflow.store.db import utils
+    from mlflow.store.db.base_sql_model import Base  # noqa: F401 - with all the tables
+    from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
+
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE older")
+    older = sqlalchemy.create_engine(engine.url.set(database="older"))
+    InitialBase.metadata.create_all(older)
+    config = utils._get_alembic_config("")
+    with older.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "acf3f17fdcc7")  # of MLflow 2
     migrate = rendered.containers["migrate"]
-    both = [
-        subprocess.Popen(migrate.command, env=migrate.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0].decode() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert ask(server, SEARCH, host=f"house-mlflow:{rendered.port}")[0] == 200
+    command = [re.sub(r"/postgres[?]", "/older?", word) for word in migrate.command]
+    assert command != migrate.command
+    assert utils._get_schema_version(older) != utils._get_latest_schema_revision()
+    for _ in range(2):
+        done = run(Container(command, migrate.environment), timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert utils._get_schema_version(older) == utils._get_latest_schema_revision()
+    older.dispose()
+
+
+def test_pods_migrate_in_turn(engine: Any, rendered: Rendered):
+    migrate = rendered.containers["migrate"]
+    script = next(word for word in migrate.command if word.endswith("migrate.py"))
+    lock = re.search(r"^LOCK = (\d+)", Path(script).read_text().replace("_", ""), re.MULTILINE)
+    assert lock
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"SELECT pg_advisory_lock({lock[1]})")
+        process = subprocess.Popen(migrate.command, env=migrate.environment, stderr=subprocess.PIPE)
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        for _ in range(100):
+            if connection.exec_driver_sql(waiting).scalar():
+                break
+            time.sleep(0.1)
+        assert process.poll() is None and connection.exec_driver_sql(waiting).scalar() == 1
+        connection.exec_driver_sql(f"SELECT pg_advisory_unlock({lock[1]})")
+        assert process.communicate(timeout=120) is not None and process.returncode == 0
 
 
 def test_what_is_wrong_with_the_database_is_in_the_log(rendered: Rendered, tmp_path: Path):

@@ -16,7 +16,6 @@ CHART = Path(__file__).resolve().parents[2] / "charts" / "triton"
 CI = CHART / "ci"
 RELEASE = 'namespace="serving",stillhouse_release="reviews"'
 STABLE = f'{RELEASE},stillhouse_track="stable",pod="reviews-7d4-x2x9z",model="reviews",version="7"'
-ENCODER = STABLE.replace('model="reviews"', 'model="reviews-encoder"')
 CANARY = STABLE.replace("stable", "canary").replace("reviews-7d4", "reviews-canary-5b6").replace('"7"', '"8"')
 POD = 'namespace="serving",pod="reviews-7d4f9c-x2x9z"'
 
@@ -77,7 +76,8 @@ WELL = {
     # 100 requests a second for an hour, at 15 s a sample, which wait little and are never refused
     f"nv_inference_request_success{{{STABLE}}}": "0+1500x240",
     f'nv_inference_request_failure{{{STABLE},reason="OTHER"}}': "0x240",
-    f'nv_inference_request_failure{{{ENCODER},reason="BACKEND"}}': "0x240",
+    f'nv_inference_request_failure{{{STABLE},reason="CANCELED"}}': "0x240",
+    f"stillhouse_requests_failed_total{{{STABLE}}}": "0x240",
     f"stillhouse_requests_total{{{STABLE}}}": "0+1500x240",
     f"stillhouse_requests_refused_total{{{STABLE}}}": "0x240",
     f"stillhouse_queue_seconds_total{{{STABLE}}}": "0+3x240",
@@ -102,17 +102,17 @@ ON_CANARY = {"stillhouse_track": "canary"}
             {f"nv_inference_request_success{{{STABLE}}}": "0+1500x4 stale _x235"},
             [{"alertname": "StillhouseGone", "model": "reviews"}], "10m", id="nobody reports"),
         pytest.param(
-            {f'nv_inference_request_failure{{{ENCODER},reason="BACKEND"}}': "0+30x240"},
+            {f"stillhouse_requests_failed_total{{{STABLE}}}": "0+30x240"},
             [{"alertname": "StillhouseErrors", **ON_STABLE}], "15m", id="the encoder fails at 2% of the requests"),
         pytest.param(
-            {f'nv_inference_request_failure{{{ENCODER},reason="BACKEND"}}': "0+6x240"},
+            {f"stillhouse_requests_failed_total{{{STABLE}}}": "0+6x240"},
             [], "15m", id="the encoder fails at 0.4%"),
         pytest.param(
             {f'nv_inference_request_failure{{{STABLE},reason="CANCELED"}}': "0+300x240"},
             [], "15m", id="callers that give up are no errors"),
         pytest.param(
             {**CANARY_WELL, f'nv_inference_request_failure{{{CANARY},reason="OTHER"}}': "0+1500x240"},
-            [{"alertname": "StillhouseErrors", **ON_CANARY}], "15m", id="half of the canary's fail"),
+            [{"alertname": "StillhouseErrors", **ON_CANARY}], "15m", id="half of the canary's reach nobody"),
         pytest.param(
             {f'nv_inference_request_summary_us{{{STABLE},quantile="0.99"}}': "1500000x240"},
             [{"alertname": "StillhouseSlow", **ON_STABLE}], "15m", id="slow"),
@@ -125,6 +125,10 @@ ON_CANARY = {"stillhouse_track": "canary"}
         pytest.param(
             {f"stillhouse_requests_refused_total{{{STABLE}}}": "0+60x240"},
             [{"alertname": "StillhouseRefusing", **ON_STABLE}], "15m", id="refusing"),
+        pytest.param(
+            {f"stillhouse_requests_refused_total{{{STABLE}}}": "0+1500x240",
+             f"stillhouse_requests_total{{{STABLE}}}": "9x240"},
+            [{"alertname": "StillhouseRefusing", **ON_STABLE}], "15m", id="refusing everybody"),
         pytest.param(
             {f'kube_pod_container_status_restarts_total{{{POD},container="triton"}}': "1x20 1+1x10 11x210"},
             [{"alertname": "StillhouseRestarts", "pod": "reviews-7d4f9c-x2x9z", "container": "triton"}],

@@ -104,6 +104,15 @@ def test_a_first_release_that_fails_can_be_removed(world: Any, used: set[Right])
     assert ("monitoring.coreos.com", "prometheusrules", "delete") in used
 
 
+def test_a_canary_with_its_route_is_allowed(world: Any, used: set[Right]) -> None:
+    route = {"enabled": True, "parentRefs": [{"name": "gateway", "namespace": "gateways"}]}
+    values = {**EVERYTHING, "route": route}
+    world.deploy("1", serving_values=values)
+    world.deploy("2", serving_values=values, canary_weight=20, canary_minutes=0.01)
+    assert world.state == ({"stable": "2"}, "2")
+    assert {("gateway.networking.k8s.io", "grpcroutes", verb) for verb in ("get", "create", "patch")} <= used
+
+
 def test_looking_at_releases_is_allowed(world: Any, used: set[Right]) -> None:
     world.deploy("1")
     with Place(target="kubernetes", namespace="serving").releases("reviews") as (release,):

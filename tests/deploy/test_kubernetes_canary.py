@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import TRACKING_URI, World
+from deployed_world import TRACKING_URI, World
 
 from stillhouse.deploy import CanaryWithdrawn
 from stillhouse.errors import RegistryError, ServingError

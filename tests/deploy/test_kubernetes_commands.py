@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from conftest import World
+from deployed_world import World
 
 pytestmark = pytest.mark.slow
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,6 +44,7 @@ def test_from_nothing_to_a_rollback(world: World, command: Command) -> None:
         "Serving reviews version 1 at gRPC reviews.serving.svc:8001, release reviews in serving, revision 1; "
         "it is the champion now.\n"
     )
+    assert "smoke-test from inside the cluster …" in first.stderr
     second = command("deploy", "models:/reviews/2", "--context=here", "-f", "values.yaml", "--json")
     body = json.loads(second.stdout)
     assert (body["version"], body["revision"], body["url"]) == ("2", 2, "reviews.serving.svc:8001")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import TRACKING_URI, World
+from deployed_world import TRACKING_URI, World
 
 from stillhouse.errors import InputError, RegistryError, ServingError
 
@@ -23,15 +23,18 @@ def test_first_install_then_upgrade(world: World) -> None:
     assert world.revisions() == ["superseded", "deployed"]
 
 
-def test_the_same_again_is_kept(world: World) -> None:
+def test_the_same_again_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.deploy("1")
     before = [thing["metadata"]["resourceVersion"] for thing in world.cluster.of("deployments")]
     assert world.deploy("1").kept
     assert [thing["metadata"]["resourceVersion"] for thing in world.cluster.of("deployments")] == before
     assert world.revisions() == ["deployed"]
-    # Other values are another release of the same version.
+    # Another chart, and other values, are another release of the same version.
+    with monkeypatch.context() as patch:
+        patch.setattr("stillhouse.deploy.kubernetes.deploy.chart_label", lambda: "triton-9.9.9")
+        assert not world.deploy("1").kept
     assert not world.deploy("1", serving_values={"mlflow": {"trackingUri": TRACKING_URI}, "replicas": 3}).kept
-    assert len(world.cluster.of("replicasets")) == 1 and world.revisions() == ["superseded", "deployed"]
+    assert len(world.cluster.of("replicasets")) == 1 and world.revisions() == ["superseded", "superseded", "deployed"]
 
 
 def test_what_never_becomes_ready_is_rolled_back(world: World) -> None:

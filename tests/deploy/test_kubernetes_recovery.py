@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-from conftest import World
+from deployed_world import World
 
 from stillhouse.errors import InputError, RegistryError, ServingError
 from stillhouse.progress import Step

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster_stand_in import Cluster, running_cluster
-from conftest import TRACKING_URI, World
+from deployed_world import TRACKING_URI, World
 
 from stillhouse.artifacts import EvaluationManifest
 from stillhouse.components.deploy.component import deploy
@@ -156,7 +156,7 @@ def test_the_kubeconfig_names_the_tokens_file_and_is_gone_afterwards(mounted: Pa
 
 def test_who_asks_the_cluster(mounted: Path, tmp_path: Path) -> None:
     """The mounted deployer before the user's kubeconfig, and that before the pod's own account."""
-    from conftest import write_kubeconfig
+    from deployed_world import write_kubeconfig
 
     absent = tmp_path / "absent"
     own = {"KUBECONFIG": str(write_kubeconfig(tmp_path / "config", "https://mine"))}

@@ -104,7 +104,7 @@ def sst2() -> Path:
 
 @pytest.fixture(scope="session")
 def database() -> Iterator[str]:
-    """PostgreSQL that listens on a socket of its own; yields its URI for SQLAlchemy."""
+    """PostgreSQL that listens on a socket of its own, run by an unprivileged user; yields its URI for SQLAlchemy."""
     try:
         with postgresql() as folder:
             yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"

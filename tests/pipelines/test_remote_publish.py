@@ -137,6 +137,13 @@ def test_schedules_follow_a_new_release(kubeflow: StandIn, publish: Publish, mon
     assert [one["uploaded"] for one in upgraded["pipelines"]] == [True, True]
     assert set(actions(upgraded).values()) == {"unchanged"}
     assert len(kubeflow.versions) == 4
+    # Back at the older release: what schedules follow must have its content again.
+    monkeypatch.setattr(uploads, "compiled_yaml", compiled)
+    back = publish(FILE)
+    assert [one["uploaded"] for one in back["pipelines"]] == [True, True]
+    for pipeline in back["pipelines"]:
+        own = [version for version in kubeflow.versions.values() if version.pipeline_id == pipeline["id"]]
+        assert [v.pipeline_spec == own[0].pipeline_spec for v in own] == [True, False, True]
 
 
 def test_a_failure_in_the_middle_is_continued(kubeflow: StandIn, publish: Publish):

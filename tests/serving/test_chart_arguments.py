@@ -37,7 +37,7 @@ KEY = "0b5c9a52-2f4e-4a8b-9f63-1f4cf2d1a7aa"
 
 @dataclass
 class Pod:
-    """A Triton that runs with the container's arguments, less what is the container's own: ports, folders, addresses."""
+    """A Triton with the container's arguments, less what is the container's own: ports, folders, addresses."""
 
     process: subprocess.Popen[bytes]
     ports: Ports

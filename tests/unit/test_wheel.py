@@ -76,6 +76,13 @@ def test_the_wheel_holds_what_is_looked_up_at_run_time(wheel: Path) -> None:
         scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     for name in (
         "stillhouse/py.typed",
+        "stillhouse/charts/triton/.helmignore",
+        "stillhouse/charts/triton/Chart.yaml",
+        "stillhouse/charts/triton/files/dashboard.json",
+        "stillhouse/charts/triton/files/pod.py",
+        "stillhouse/charts/triton/templates/_pod.tpl",
+        "stillhouse/charts/triton/templates/NOTES.txt",
+        "stillhouse/charts/triton/values.schema.json",
         "stillhouse/evaluation/templates/report.html.j2",
         *(f"stillhouse/pipelines/clusters/{cluster}.yaml" for cluster in ("cpu", "gpu")),
         *(f"stillhouse/pipelines/compiled/train_and_deploy-{cluster}.yaml" for cluster in ("cpu", "gpu")),

@@ -1,12 +1,7 @@
 {{/* Labels of a release's series in Prometheus: (list . "stable"), or (list . "") for both tracks. */}}
 {{- define "triton.series" -}}
 {{- $root := index . 0 -}}
-{{ include "triton.scraped" $root }}{{ with index . 1 }},stillhouse_track="{{ . }}"{{ end }},model="{{ $root.Values.model.name }}"
-{{- end -}}
-
-{{/* The same with neither model nor track. */}}
-{{- define "triton.scraped" -}}
-namespace="{{ .Release.Namespace }}",stillhouse_release="{{ .Release.Name }}"
+namespace="{{ $root.Release.Namespace }}",stillhouse_release="{{ $root.Release.Name }}"{{ with index . 1 }},stillhouse_track="{{ . }}"{{ end }},model="{{ $root.Values.model.name }}"
 {{- end -}}
 
 {{/* Seconds of waiting per second of computing: (dict "series" … "window" "5m" "by" "stillhouse_track"). */}}

@@ -46,7 +46,7 @@ def deploy(
     business. A canary that is not good enough is withdrawn, and the exit code is 1.
     """
     from stillhouse.cli.extras import require
-    from stillhouse.cli.output import print_json, stdout
+    from stillhouse.cli.output import Spoken, print_json, stdout
     from stillhouse.cli.runs import writable_home
     from stillhouse.state import tracking_uri
 
@@ -78,7 +78,7 @@ def deploy(
         rollout_timeout_minutes=timeout,
         **place.settings,
     )
-    done = deploy_by_hand(config, registry=registry)
+    done = deploy_by_hand(config, registry=registry, step=Spoken("deploy"))
     if as_json:
         print_json(done)
         return

@@ -1,4 +1,4 @@
-"""The commands that speak to Kubeflow Pipelines, as they are typed: `submit`, `schedule` and `publish`."""
+"""The commands that speak to Kubeflow Pipelines, as they are typed: `submit` and `schedule`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import typer
 
 from stillhouse.cli.options import AsJson
 
-__all__ = ["Place", "Work", "publish", "schedule", "submit"]
+__all__ = [
+    "CaCertificate",
+    "ClusterTimeZone",
+    "CookieFile",
+    "Endpoint",
+    "Namespace",
+    "Place",
+    "TokenFile",
+    "Work",
+    "schedule",
+    "submit",
+]
 
 Endpoint = Annotated[
     str,
@@ -332,49 +343,3 @@ _add("show", "Show a schedule, with the parameters of its runs.")
 _add("pause", "Keep a schedule from starting runs; those that go on are left alone.")
 _add("resume", "Let a paused schedule start runs again.")
 _add("delete", "Remove a schedule; the runs that it has started stay.")
-
-
-def publish(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file of pipelines and schedules.")],
-    owner: Annotated[str, typer.Option(metavar="NAME", help="Who publishes; noted in each schedule.")] = "publish",
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Delete schedules that the same owner has published, and FILE lacks.")
-    ] = False,
-    cluster_time_zone: ClusterTimeZone = "",
-    endpoint: Endpoint = "",
-    namespace: Namespace = "",
-    ca_certificate: CaCertificate = None,
-    token_file: TokenFile = None,
-    cookie_file: CookieFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Upload pipelines and keep schedules as a file says.
-
-    Uploads each pipeline where its latest version has another content; makes the schedules that are missing and
-    changes those that are others than FILE says. What FILE does not name is left alone. A second time, it does nothing.
-    The hook of the chart `stillhouse` runs this.
-
-    \b
-    pipelines:
-      - {cluster: gpu}
-    schedules:
-      - name: weekly
-        cluster: gpu              # or a file beside this one
-        cron: "0 6 * * 1"         # or every: 6h
-        time_zone: Asia/Tokyo
-        parameters: {data: "s3://bucket/reviews/", model_name: verdicts}
-
-    A schedule also takes preset, pipeline, experiment, start, end, max_concurrency and catch_up, which mean what the
-    options of `stillhouse schedule create` do, and paused: true or false.
-    """  # noqa: D301 - click wants the character, which keeps the lines as they are
-    from stillhouse.cli.publish import publish_file
-
-    place = Place(
-        endpoint=endpoint,
-        namespace=namespace,
-        ca_certificate=ca_certificate,
-        token_file=token_file,
-        cookie_file=cookie_file,
-    )
-    options = _options({"owner": owner, **({"cluster-time-zone": cluster_time_zone} if cluster_time_zone else {})})
-    publish_file(file, [*place.options, *options, *(["--prune"] if prune else [])], as_json=as_json)

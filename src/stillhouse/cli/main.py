@@ -22,9 +22,10 @@ from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
 from stillhouse.cli.deploy import deploy, status
 from stillhouse.cli.fetch import fetch
-from stillhouse.cli.kubeflow import publish, schedule, submit
+from stillhouse.cli.kubeflow import schedule, submit
 from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
 from stillhouse.cli.output import print_error
+from stillhouse.cli.publish import publish
 from stillhouse.cli.releases import releases, rollback
 from stillhouse.cli.serve import app as serve
 from stillhouse.cli.smoke import smoke

@@ -12,10 +12,25 @@ from rich.console import Console
 from rich.text import Text
 
 from stillhouse.errors import InputError, Problem, StillhouseError
+from stillhouse.progress import Step
 
-__all__ = ["print_error", "print_json", "print_problems", "stderr", "stdout"]
+__all__ = ["Spoken", "print_error", "print_json", "print_problems", "stderr", "stdout"]
 
 _PIPE_WIDTH = 120
+
+
+class Spoken(Step):
+    """A step whose notes go to standard error, each once: for commands that people wait for."""
+
+    def __init__(self, step_id: str) -> None:
+        super().__init__(step_id)
+        self._note = ""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Say what is being done, where that is something new."""
+        if note and note != self._note:
+            self._note = note
+            stderr().print(Text(f"{note} …", style="dim"), soft_wrap=True)
 
 
 def stdout() -> Console:

@@ -142,7 +142,7 @@ def rollback(
     Another rollback goes one release further back; what was rolled back from is not gone back to, unless it is named.
     """
     from stillhouse.cli.extras import require
-    from stillhouse.cli.output import print_json, stdout
+    from stillhouse.cli.output import Spoken, print_json, stdout
     from stillhouse.cli.runs import writable_home
     from stillhouse.deploy.config import version_problems
     from stillhouse.errors import InputError
@@ -165,7 +165,7 @@ def rollback(
         name, release = place.only_release(model or "")
         settings = {**place.settings, "release": release}
         config = DeployConfig(model_name=name, version="", tracking_uri="", deploy_target="kubernetes", **settings)
-        before, endpoint = roll_back_kubernetes(config, registry=registry, to=to)
+        before, endpoint = roll_back_kubernetes(config, registry=registry, to=to, step=Spoken("rollback"))
     else:
         before, endpoint = roll_back(writable_home(), registry=registry, tracking_uri=uri, model=model or "", to=to)
     if as_json:

@@ -7,7 +7,6 @@ fails all the same, the previous one is put back in the same way. The alias `cha
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,8 +16,8 @@ from typing import Any
 from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.shelf import clear_out, fetch_release, keep_texts, release_at_hand
 from stillhouse.deploy.smoke import KnownAnswer, known_answers, smoke_test
-from stillhouse.deploy.target import Endpoint, Registry, move_champion
-from stillhouse.errors import InputError, Problem, RegistryError, ServingError, StillhouseError
+from stillhouse.deploy.target import Endpoint, Registry, move_champion, record_service
+from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 from stillhouse.progress import Step
 from stillhouse.serving.journal import read_releases, record_release
 from stillhouse.serving.server import (
@@ -36,7 +35,6 @@ from stillhouse.serving.triton import LOOPBACK, free_ports
 __all__ = ["deploy_local", "serve_instead"]
 
 _LOCK_SECONDS = 900.0
-_log = logging.getLogger(__name__)
 
 
 def deploy_local(
@@ -211,13 +209,8 @@ def _bring_back(previous: ServerStatus, folder: Path, error: BaseException) -> N
 
 
 def _record_service(registry: Registry, config: DeployConfig, folder: Path) -> None:
-    """Have the registry's record say what is in production here. It serves already: a fault is logged, no more."""
-    where = f"local {socket.gethostname()}"
-    try:
-        # Another model that was deployed here has given way, and may have been stopped before.
-        deployed = [entry.model for entry in read_releases(folder) if entry.how != "serve"]
-        for other in {*deployed[-1:]} - {config.model_name}:
-            registry.end_service(other, where=where)
-        registry.begin_service(config.model_name, config.version, where=where)
-    except RegistryError as error:
-        _log.warning("the record of what was in production lacks this release: %s", error)
+    """Have the registry's record say what is in production here."""
+    # Another model that was deployed here has given way, and may have been stopped before.
+    deployed = [entry.model for entry in read_releases(folder) if entry.how != "serve"]
+    gone = {*deployed[-1:]} - {config.model_name}
+    record_service(registry, config.model_name, config.version, where=f"local {socket.gethostname()}", gone=gone)

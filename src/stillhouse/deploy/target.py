@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,12 +11,13 @@ from typing import Any, Protocol
 from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.shelf import PackageSource
 from stillhouse.deploy.smoke import KnownAnswer
-from stillhouse.errors import ServingError, StillhouseError
+from stillhouse.errors import RegistryError, ServingError, StillhouseError
 from stillhouse.evaluation.table import CHAMPION
 from stillhouse.progress import Step
 
-__all__ = ["Allowed", "CanaryWithdrawn", "Endpoint", "Registry", "Target", "move_champion"]
+__all__ = ["Allowed", "CanaryWithdrawn", "Endpoint", "Registry", "Target", "move_champion", "record_service"]
 
+_log = logging.getLogger(__name__)
 Allowed = Callable[[], None]
 """Raises where the deployment must not go on, since its lock was lost."""
 
@@ -33,10 +35,10 @@ class Registry(PackageSource, Protocol):
         """Remove an alias."""
 
     def begin_service(self, name: str, version: str, *, where: str) -> None:
-        """Record that a version is in production from now on; ends the period that stands open at the same place."""
+        """Record that a version is in production at a place, instead of the one that was."""
 
     def end_service(self, name: str, *, where: str) -> None:
-        """Record that nothing is in production at a place any more."""
+        """Record that no version of a model is in production at a place any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,3 +114,21 @@ def move_champion(registry: Registry, name: str, version: str) -> None:
                 else:
                     registry.set_alias(name, CHAMPION, before)
         raise
+
+
+def record_service(registry: Registry, name: str, version: str, *, where: str, gone: Iterable[str] = ()) -> None:
+    """Have the registry's record say what is in production at a place. It serves already: a fault is logged, no more.
+
+    Args:
+        registry: that keeps the record.
+        name: of the model.
+        version: of the model.
+        where: a short public name of the place.
+        gone: other models that gave way to it.
+    """
+    try:
+        for other in gone:
+            registry.end_service(other, where=where)
+        registry.begin_service(name, version, where=where)
+    except RegistryError as error:
+        _log.warning("the record of what was in production lacks this release: %s", error)

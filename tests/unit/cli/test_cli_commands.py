@@ -56,9 +56,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str]]]:
 ENDPOINT = ("--url", "host:9", "--model", "reviews")
 
 
-def test_status_without_a_target_is_that_of_the_local_server(
-    run_main: Main, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_without_a_target_is_the_local_server_s(run_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("status") == 1
     assert capsys.readouterr().out == "no server runs.\n"
     assert run_main("status", "--json") == 1

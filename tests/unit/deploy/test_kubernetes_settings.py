@@ -182,7 +182,9 @@ def test_long_rows_are_left_out(packages: FolderRegistry) -> None:
     rows = ["x" * 60_000, "good", "y" * 60_000, *(str(n) for n in range(40))]
     asked = pin(packages, "reviews", "7", rows).asked
     assert [row["text"] for row in asked] == ["x" * 60_000, "good", *(str(n) for n in range(14))]
-    assert pin(packages, "reviews", "7", ["x" * 100_000]).asked[0]["text"] == "ok"
+    assert pin(packages, "reviews", "7", ["x" * 69_999]).asked[0]["text"] == "ok"
+    # What the package itself refuses, such as a row of another version's test.
+    assert [row["text"] for row in pin(packages, "reviews", "8", ["x" * 401, "good"]).asked] == ["good"]
 
 
 def revision(number: int, version: str, **changes: Any) -> Revision:

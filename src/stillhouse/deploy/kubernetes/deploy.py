@@ -11,7 +11,7 @@ rows, then gets its share of the requests while its metrics are watched, and tak
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.kubernetes.access import cluster_access
 from stillhouse.deploy.kubernetes.helm import Helm, HelmError
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision, SmokeTestFailed
+from stillhouse.deploy.kubernetes.settings import chart_label
 from stillhouse.deploy.kubernetes.values import Pinned, canary_values, pin, release_values, same_release
 from stillhouse.deploy.shelf import PLAIN_TEXTS
-from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, Registry, move_champion
-from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
+from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, Registry, move_champion, record_service
+from stillhouse.errors import InputError, Problem, ServingError
 from stillhouse.evaluation.table import CHAMPION
 from stillhouse.interrupts import terminable
 from stillhouse.progress import Step
@@ -85,7 +86,7 @@ class Change:
     allowed: Allowed
     before: Revision | None = None
     """What to go back to; None where nothing served before."""
-    _recorded: bool = field(default=False, init=False)
+    _proven: bool = field(default=False, init=False)
     _start: int = field(default=0, init=False)
     """Number that the next revision follows on, where nobody else makes one."""
 
@@ -110,7 +111,11 @@ class Change:
         """Serve a version in place of what is served."""
         values = release_values(self.config.kubernetes, pinned)
         last = self.prepare()
-        kept = last is not None and last.status == "deployed" and same_release(last.values, values)
+        kept = (
+            last is not None
+            and (last.status, last.chart) == ("deployed", chart_label())
+            and same_release(last.values, values)
+        )
         verdict = None
         with self.undone_on_failure(f"version {pinned.version}"):
             if not kept:
@@ -120,6 +125,7 @@ class Change:
                 self.allowed()
                 self.release.upgrade(values)
             self.prove(pinned.version)
+        self.record(pinned.version)
         self.step.progress(4, 4, "")
         endpoint = endpoint_of(self.release, self.config.model_name, kept=kept, pinned=pinned)
         if verdict is None:
@@ -128,13 +134,16 @@ class Change:
         return replace(endpoint, details={**endpoint.details, "canary": told})
 
     def prove(self, version: str) -> None:
-        """Test what the release serves; then record it, and call it `champion`."""
+        """Test what the release serves; then call it `champion`."""
         self.step.progress(3, 4, "smoke-test from inside the cluster")
         self.release.test()
         self.allowed()
-        self._recorded = True
-        self.registry.begin_service(self.config.model_name, version, where=self.release.where)
         move_champion(self.registry, self.config.model_name, version)
+        self._proven = True
+
+    def record(self, version: str) -> None:
+        """Have the registry's record say that a version is in production here."""
+        record_service(self.registry, self.config.model_name, version, where=self.release.where)
 
     def _canary(self, last: Revision, pinned: Pinned) -> Verdict:
         """Try a version on a share of the requests.
@@ -203,9 +212,10 @@ class Change:
         return f"Version {self.before.version} serves as before."
 
     def _go_back(self) -> str:
-        """Have what served before serve again, and be on record. Returns what is wrong with it; empty if nothing is."""
-        before, name = self.before, self.config.model_name
-        fault = ""
+        """Have what served before serve again. Returns what is wrong with it; empty if nothing is."""
+        if self._proven:  # interrupted when all was done
+            return ""
+        before, fault = self.before, ""
         try:
             last = self.release.last()
             if last is not None and last.number > self._start + self.release.changes:
@@ -219,12 +229,6 @@ class Change:
         except (HelmError, SmokeTestFailed) as error:
             to = f"version {before.version} (revision {before.number})" if before else "nothing, as before"
             fault = f"And the way back to {to} failed: {error}"
-        if self._recorded:
-            with suppress(StillhouseError):  # what went wrong first is what is told
-                if before is None:
-                    self.registry.end_service(name, where=self.release.where)
-                else:
-                    self.registry.begin_service(name, before.version, where=self.release.where)
         return fault
 
 

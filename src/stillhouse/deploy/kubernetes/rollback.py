@@ -82,6 +82,7 @@ def roll_back_kubernetes(
             if target.number != (last.number if last else 0):
                 release.go_back(target)
             change.prove(version)
+        change.record(version)
         return before, replace(endpoint_of(release, model), kept=version == before)
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
+
 from stillhouse.deploy.kubernetes.schema import schema_problems
 from stillhouse.deploy.prometheus import prometheus_problems
 from stillhouse.errors import Problem
 from stillhouse.redaction import holds_credentials
 
-__all__ = ["KubernetesSettings", "chart_folder", "release_name"]
+__all__ = ["KubernetesSettings", "chart_folder", "chart_label", "release_name"]
 
 _OWN = {"model": None, "canary": ("enabled", "weight", "model"), "smokeTest": ("enabled", "answers", "canaryAnswers")}
 """Values that the deployment sets, by top-level key; None is all of them."""
@@ -30,6 +32,12 @@ _LONGEST_ROLLOUT = 4 * 60
 def chart_folder() -> Path:
     """The chart that comes with this release."""
     return Path(str(importlib.resources.files("stillhouse.charts") / "triton"))
+
+
+def chart_label() -> str:
+    """Name and version of that chart, as helm calls it."""
+    chart = yaml.safe_load((chart_folder() / "Chart.yaml").read_text(encoding="utf-8"))
+    return f"{chart['name']}-{chart['version']}"
 
 
 def release_name(model_name: str) -> str:
