@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,12 +99,16 @@ def test_what_the_model_refuses_is_not_waited_for(server, answers):
 
 def test_a_server_that_is_just_coming_up_is_waited_for(own_server, answers):
     url = f"127.0.0.1:{own_server.ports.grpc}"
-    starting = threading.Timer(2, start_server, [own_server])
-    starting.start()
-    try:
-        ask_known_answers(url, "reviews", "7", answers, patience=60).check()
-    finally:
-        starting.join()
+
+    def start_late() -> None:
+        time.sleep(1)
+        start_server(own_server)
+
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(start_late)
+        report = ask_known_answers(url, "reviews", "7", answers, patience=60)
+        started.result()
+    report.check()
 
 
 def test_nobody_there_is_told_in_time(answers, file, monkeypatch, capsys):
