@@ -71,7 +71,9 @@ class World:
 
     def environment(self) -> dict[str, str]:
         """Variables for `stillhouse` as a process."""
-        return {**os.environ, "MLFLOW_TRACKING_URI": self.registry.uri, "STILLHOUSE_HOME": str(self.folder / "home")}
+        own = {"MLFLOW_TRACKING_URI": self.registry.uri, "STILLHOUSE_HOME": str(self.folder / "home")}
+        # Wide enough for every table, whatever runs the tests.
+        return {**os.environ, **own, "COLUMNS": "160"}
 
 
 def write_kubeconfig(path: Path, url: str) -> Path:

@@ -105,6 +105,8 @@ def begun(world: World) -> Callable[..., subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell's background job, which the tests may be, ignores SIGINT, and hands that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert changed.wait(60)
         world.cluster.on_change = lambda kind, thing: None
