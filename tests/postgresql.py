@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from debian import can_install, install
 
 __all__ = ["PostgresqlMissing", "postgresql"]
 
@@ -72,13 +72,9 @@ def postgresql(
 def _initdb() -> Path:
     """The command that makes a database cluster, installed first if need be."""
     if not (found := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
-        if os.geteuid() or shutil.which("apt-get") is None:
+        if not can_install():
             raise PostgresqlMissing("PostgreSQL is not installed, and installing it needs root and apt-get")
-        # RUNLEVEL keeps the package from starting a server.
-        options = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}, "capture_output": True}
-        with FileLock(Path(tempfile.gettempdir()) / "stillhouse-tests-apt.lock"):
-            subprocess.run(["apt-get", "update", "-qq"], **options)
-            subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"], **options)
+        install("postgresql")
         if not (found := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
             raise PostgresqlMissing("PostgreSQL is not installed, and apt-get could not install it")
     return found[-1]

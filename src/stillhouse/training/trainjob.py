@@ -6,7 +6,6 @@ no references to secrets, and cannot read a job whose pods ask for GPUs of some 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.errors import TrainingError
+from stillhouse.kubernetes_api import api_reason
 from stillhouse.training.manifest import NODE
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class TrainJobs:
         try:
             found = self._client.get_runtime(RUNTIME)
         except (RuntimeError, TimeoutError) as error:
-            reason = _reason(error.__cause__) if error.__cause__ else str(error)
+            reason = api_reason(error.__cause__) if error.__cause__ else str(error)
             raise TrainingError(
                 f"The training runtime {RUNTIME!r} cannot be read: {reason}. Is Kubeflow Trainer 2.2 or later "
                 f"installed, with its runtimes, and may the step's service account in {self.namespace!r} read them?"
@@ -170,7 +170,7 @@ class TrainJobs:
                 if pod.status.phase == "Failed":
                     break  # the first that failed tells why; the others were ended with it
         except (ApiException, HTTPError) as error:
-            lines.append(f"(no logs: {_reason(error)})")
+            lines.append(f"(no logs: {api_reason(error)})")
         return lines
 
     def _pods(self, name: str) -> list[Any]:
@@ -188,16 +188,4 @@ def _refusals(what: str) -> Iterator[None]:
     try:
         yield
     except (ApiException, HTTPError) as error:
-        raise TrainingError(f"The step could not {what}: {_reason(error)}") from None
-
-
-def _reason(error: BaseException) -> str:
-    """What the API said, without its headers."""
-    status = getattr(error, "status", None)
-    if not status:
-        return f"{type(error).__name__}: {error}"
-    try:
-        message = json.loads(getattr(error, "body", None) or "{}")["message"]
-    except (TypeError, ValueError, KeyError):
-        message = getattr(error, "reason", "")
-    return f"{message} (HTTP {status})"
+        raise TrainingError(f"The step could not {what}: {api_reason(error)}") from None

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from debian import can_install, install
 
 from stillhouse.serving.triton import free_ports
 
@@ -28,12 +29,9 @@ NAMESPACE, RELEASE = "models", "reviews"
 def prometheus_program(name: str = "prometheus") -> str:
     """Path of `prometheus` or `promtool`, which is installed where it can be; else the test is skipped."""
     if (found := shutil.which(name)) is None:
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        if not can_install():
             pytest.skip("Prometheus is not installed, and installing it needs root and apt-get")
-        # RUNLEVEL keeps the package from starting a server.
-        options = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}, "capture_output": True}
-        subprocess.run(["apt-get", "update", "-qq"], **options)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"], **options)
+        install("prometheus")
         if (found := shutil.which(name)) is None:
             pytest.skip("Prometheus is not installed, and apt-get could not install it")
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from stillhouse.deploy.kubernetes.access import Access
 from stillhouse.errors import ServingError
+from stillhouse.kubernetes_api import api_reason
 from stillhouse.redaction import redacted
 
 __all__ = ["api_errors", "diagnosis"]
@@ -48,7 +48,7 @@ def diagnosis(access: Access, release: str) -> list[str]:
             lines.append(f"there are no pods of {release} in {access.namespace}")
         lines += _events(core, access.namespace, release, {pod.metadata.name for pod in found})
     except (ApiException, HTTPError, ConfigException) as error:
-        lines.append(f"(more cannot be read of the cluster: {_reason(error)})")
+        lines.append(f"(more cannot be read of the cluster: {api_reason(error)})")
     return [redacted(line)[:_LONGEST] for line in lines]
 
 
@@ -113,7 +113,7 @@ def _last_lines(core: Any, pod: Any) -> Iterator[str]:
                     _request_timeout=_TIMEOUT_S,
                 )
             except ApiException as error:
-                text = f"(no log: {_reason(error)})" if not previous else ""
+                text = f"(no log: {api_reason(error)})" if not previous else ""
             if text and text.strip():
                 yield from (f"  [{status.name}] {line}" for line in text.splitlines()[-_LINES:])
                 break
@@ -151,16 +151,4 @@ def api_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (ApiException, HTTPError, ConfigException) as error:
-        raise ServingError(f"Could not {what}: {_reason(error)}") from None
-
-
-def _reason(error: BaseException) -> str:
-    """What the API said, without its headers."""
-    status = getattr(error, "status", None)
-    if not status:
-        return f"{type(error).__name__}: {error}"
-    try:
-        message = json.loads(getattr(error, "body", None) or "{}")["message"]
-    except (TypeError, ValueError, KeyError):
-        message = getattr(error, "reason", "")
-    return f"{message} (HTTP {status})"
+        raise ServingError(f"Could not {what}: {api_reason(error)}") from None
