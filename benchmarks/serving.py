@@ -16,8 +16,9 @@ what it learnt. Texts are SST-2's test sentences, from `../shared/data`. Server,
 cores, and those that are compared take turns. Where requests come at a fixed rate, what sends them has real-time
 priority if it may, as if it were on another machine: else its own delays would be taken for the server's.
 
-`--mlserver` names the Python of an environment with mlserver and mlserver-huggingface; without it that rival is left
-out. `--quick` shortens everything, to try the script.
+`--mlserver` names the Python of an environment with what MLServer's Hugging Face runtime still works with, `pip install
+torch==2.13.0 mlserver==1.7.1 mlserver-huggingface==1.7.1 transformers==4.41.2 optimum==1.21.4`; without it that rival is
+left out. `--quick` shortens everything, to try the script.
 
 Writes serving.json and prints, for each claim, what was measured and what is asked for.
 """
@@ -123,7 +124,9 @@ def build(folder: Path) -> Path:
     checkpoint = folder / "checkpoint"
     model.save_pretrained(checkpoint)
     BertTokenizerFast(
-        vocab_file=str(SHARED / "vocab/bert-base-uncased-vocab.txt"), model_max_length=512
+        vocab_file=str(SHARED / "vocab/bert-base-uncased-vocab.txt"),
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
     ).save_pretrained(checkpoint)
     task = get_task("classification")
     export_onnx(model, task, folder / "fp32.onnx")

@@ -90,8 +90,9 @@ class TransformersPipeline:
 # export models, which is not done here.
 _START_MLSERVER = """
 import sys
+from unittest.mock import MagicMock
 import torch.onnx.symbolic_opset14 as opset
-opset.__getattr__ = lambda name: lambda *a, **k: lambda function: function
+opset.__getattr__ = lambda name: MagicMock()
 from mlserver.cli import main
 sys.argv = ["mlserver", "start", "."]
 main()
@@ -134,7 +135,7 @@ def mlserver(python: str, folder: Path) -> Iterator[Callable[..., float]]:
 
 def _request(text: str) -> bytes:
     request = service_pb2.ModelInferRequest(model_name=MODEL)
-    tensor = request.inputs.add(name="args", datatype="BYTES", shape=[1])
+    tensor = request.inputs.add(name="array_inputs", datatype="BYTES", shape=[1])
     tensor.contents.bytes_contents.append(text.encode())
     tensor.parameters["content_type"].string_param = "str"
     return bytes(request.SerializeToString())
