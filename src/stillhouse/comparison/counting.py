@@ -1,0 +1,107 @@
+"""Parameters and arithmetic of an architecture, counted on the meta device: nothing is allocated or loaded.
+
+What is counted is the body: embeddings, layers and pooler, without the head of any task, as the papers count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["BYTES_PER_PARAMETER", "Count", "count", "part_of", "positions"]
+
+BYTES_PER_PARAMETER = 4
+"""FP32."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Parameters; those shared by several layers, or tied, count once."""
+
+    parameters: int
+    embedding: int
+    """Word, position and token-type tables, their LayerNorm, and what maps them to the layers' width."""
+    encoder: int
+    """The layers; of an encoder-decoder, both stacks."""
+    pooler: int
+    """Whatever else the body has: the dense layer that reads the first token, where there is one."""
+    flops: int | None
+    """Floating-point operations of one sentence: 2 for each multiply-add of every matrix product, attention's included,
+    in a forward pass of batch 1; what is not a matrix product is left out, as is usual. None where the family's code
+    cannot be run on shapes alone."""
+
+
+def part_of(name: str) -> str:
+    """`embedding`, `encoder` or `pooler`, from a parameter's name in the body of any family."""
+    parts = name.split(".")
+    layer = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+    # What stands inside a numbered layer is that layer's, whatever it is called there.
+    if layer is not None:
+        return "encoder"
+    if any("embed" in part or part in ("shared", "mask_emb") for part in parts):
+        return "embedding"
+    return "pooler" if any(part.startswith("pooler") for part in parts) else "encoder"
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """Tokens that a sentence may have at most; None where the architecture sets no limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    # RoBERTa counts positions from the padding id upwards, so that two entries of its table are never used.
+    return limit - 2 if config.model_type in ("camembert", "roberta", "xlm-roberta") else limit
+
+
+def count(config: PretrainedConfig, length: int, where: str, name: str) -> Count:
+    """Count an architecture.
+
+    Args:
+        config: of the architecture; its field `stillhouse` (pruned heads, shared parts) is heeded.
+        length: tokens of the sentence for `flops`.
+        where: what a problem is filed under.
+        name: the model's name, for the problem's words.
+
+    Raises:
+        InputError: the config describes no model, for example since its heads do not divide the hidden size.
+    """
+    try:
+        body = _on_meta(config)
+    except Exception as error:  # each family checks its fields in its own way
+        what = f"{name} describes no model ({' '.join(str(error).split())[:200]})."
+        raise InputError(Problem(where, what, "Correct the config's fields.")) from None
+    sizes = {"embedding": 0, "encoder": 0, "pooler": 0}
+    for parameter_name, parameter in body.named_parameters():
+        sizes[part_of(parameter_name)] += parameter.numel()
+    return Count(sum(sizes.values()), **sizes, flops=_flops(body, length))
+
+
+def _on_meta(config: PretrainedConfig) -> Any:
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        # Eager attention is made of matrix products that can be counted.
+        body = AutoModel.from_config(config, attn_implementation="eager")
+        if getattr(config, "stillhouse", None):
+            from stillhouse.models.shape import apply_shape
+
+            apply_shape(body)
+    return body.eval()
+
+
+def _flops(body: Any, length: int) -> int | None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            body(input_ids=torch.zeros((1, length), dtype=torch.long, device="meta"))
+    except Exception:  # code that asks for a tensor's values has none here
+        return None
+    return int(counter.get_total_flops())
