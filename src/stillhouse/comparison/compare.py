@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse import __version__
 from stillhouse.comparison.config import TASK, CompareConfig
-from stillhouse.comparison.counting import BYTES_PER_PARAMETER, Count, count, positions
+from stillhouse.comparison.counting import BYTES_PER_PARAMETER, Count, count
 from stillhouse.comparison.recommend import recommend
 from stillhouse.comparison.report import write_report
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subjects
 from stillhouse.data.location import public_name
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.families import max_tokens
 from stillhouse.models.named import PUBLISHED
 from stillhouse.progress import Step
 from stillhouse.tasks import get_task
@@ -174,7 +175,7 @@ def _entry(subject: Subject, counted: Count) -> dict[str, Any]:
 def _limits(subject: Subject, config: CompareConfig) -> list[Problem]:
     """What of the settings the model cannot do."""
     found = []
-    limit = positions(subject.config)
+    limit = max_tokens(subject.config)
     if limit is not None and config.length > limit:
         what = f"{config.length} exceeds the {limit} positions of {subject.text!r}."
         found.append(Problem("--length", what, f"Give at most {limit}."))

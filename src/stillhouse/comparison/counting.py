@@ -5,15 +5,17 @@ What is counted is the body: embeddings, layers and pooler, without the head of 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models import checkpoints
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["BYTES_PER_PARAMETER", "Count", "count", "part_of", "positions"]
+__all__ = ["BYTES_PER_PARAMETER", "Count", "count", "part_of"]
 
 BYTES_PER_PARAMETER = 4
 """FP32."""
@@ -39,22 +41,12 @@ class Count:
 def part_of(name: str) -> str:
     """`embedding`, `encoder` or `pooler`, from a parameter's name in the body of any family."""
     parts = name.split(".")
-    layer = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
     # What stands inside a numbered layer is that layer's, whatever it is called there.
-    if layer is not None:
+    if any(part.isdecimal() for part in parts):
         return "encoder"
     if any("embed" in part or part in ("shared", "mask_emb") for part in parts):
         return "embedding"
-    return "pooler" if any(part.startswith("pooler") for part in parts) else "encoder"
-
-
-def positions(config: PretrainedConfig) -> int | None:
-    """Tokens that a sentence may have at most; None where the architecture sets no limit."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    # RoBERTa counts positions from the padding id upwards, so that two entries of its table are never used.
-    return limit - 2 if config.model_type in ("camembert", "roberta", "xlm-roberta") else limit
+    return "pooler" if parts[0] == "pooler" else "encoder"
 
 
 def count(config: PretrainedConfig, length: int, where: str, name: str) -> Count:
@@ -70,7 +62,9 @@ def count(config: PretrainedConfig, length: int, where: str, name: str) -> Count
         InputError: the config describes no model, for example since its heads do not divide the hidden size.
     """
     try:
-        body = _on_meta(config)
+        body = _on_meta(config, where)
+    except InputError as error:
+        raise InputError(Problem(where, f"{name}: {p.what}", p.remedy) for p in error.problems) from None
     except Exception as error:  # each family checks its fields in its own way
         what = f"{name} describes no model ({' '.join(str(error).split())[:200]})."
         raise InputError(Problem(where, what, "Correct the config's fields.")) from None
@@ -80,18 +74,14 @@ def count(config: PretrainedConfig, length: int, where: str, name: str) -> Count
     return Count(sum(sizes.values()), **sizes, flops=_flops(body, length))
 
 
-def _on_meta(config: PretrainedConfig) -> Any:
+def _on_meta(config: PretrainedConfig, where: str) -> Any:
     import torch
-    from transformers import AutoModel
 
+    config = copy.deepcopy(config)
+    # Eager attention is made of matrix products that can be counted.
+    config._attn_implementation = "eager"
     with torch.device("meta"):
-        # Eager attention is made of matrix products that can be counted.
-        body = AutoModel.from_config(config, attn_implementation="eager")
-        if getattr(config, "stillhouse", None):
-            from stillhouse.models.shape import apply_shape
-
-            apply_shape(body)
-    return body.eval()
+        return checkpoints.build_model(config, "AutoModel", where).eval()
 
 
 def _flops(body: Any, length: int) -> int | None:

@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from stillhouse.comparison.config import TASK
-from stillhouse.comparison.counting import positions
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subject
 from stillhouse.evaluation.worker import peak_memory_mb
 from stillhouse.models import checkpoints
+from stillhouse.models.families import max_tokens
 from stillhouse.tasks import get_task
 
 __all__ = ["FIRST_ID", "Worker"]
@@ -57,18 +57,13 @@ class Worker:
         torch.set_num_threads(self._threads)
         task = get_task(TASK)
         self._subject = subject = parse_subject(self._text)
-        loader = getattr(transformers, task.auto_class)
         import_mb = peak_memory_mb()
         begin = time.perf_counter()
         transformers.set_seed(seed)
         if subject.checkpoint is not None:
             self._model = checkpoints.load_model(subject.checkpoint, WHERE, task.auto_class, {})
         else:
-            self._model = loader.from_config(subject.config)
-            if getattr(subject.config, "stillhouse", None):
-                from stillhouse.models.shape import apply_shape
-
-                apply_shape(self._model)
+            self._model = checkpoints.build_model(subject.config, task.auto_class, WHERE)
         self._model.eval()
         seconds = time.perf_counter() - begin
         trained = subject.checkpoint is not None and any(
@@ -119,7 +114,7 @@ class Worker:
         assert self._subject is not None and self._subject.checkpoint is not None
         task = get_task(TASK)
         tokenizer = checkpoints.load_tokenizer(self._subject.checkpoint, WHERE)
-        longest = min(tokenizer.model_max_length, _MAX_TOKENS, positions(self._subject.config) or _MAX_TOKENS)
+        longest = min(tokenizer.model_max_length, _MAX_TOKENS, max_tokens(self._subject.config) or _MAX_TOKENS)
         with open(texts, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         found = []

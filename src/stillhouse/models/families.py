@@ -25,7 +25,7 @@ def first_position(config: PretrainedConfig) -> int:
 def max_tokens(config: PretrainedConfig) -> int | None:
     """Tokens of the longest text that the model has positions for; None where there is no such limit."""
     rows = getattr(config, "max_position_embeddings", None)
-    return int(rows) - first_position(config) if rows else None
+    return int(rows) - first_position(config) if rows and rows > 0 else None  # XLNet says -1
 
 
 def hidden_layers(config: PretrainedConfig) -> int:
