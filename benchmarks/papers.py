@@ -9,10 +9,11 @@
     ablation      4. DistilBERT's triple loss with each loss removed in turn; copied against random layers
     sharing       5. ALBERT sharing all, attention, FFN or nothing
     sst2          6. what two students keep of a MiniLM teacher's accuracy on SST-2
-    compression   7. INT8 and pruning: speed and accuracy; uses the models of `sst2`, and trains them where there are none
+    compression   7. INT8 and pruning: speed and accuracy; uses the models of `sst2`, and trains them where they are
+                     absent
 
-Without PART all of them, in that order. `--budget` are minutes for each part (by default 60, `sst2` 120): steps or epochs
-are scaled down to fit, which the table says. Trainings are kept under the state folder (`STILLHOUSE_HOME`, else
+Without PART all of them, in that order. `--budget` are minutes for each part (by default 60, `sst2` 120): steps or
+epochs are scaled down to fit, which the table says. Trainings are kept under the state folder (`STILLHOUSE_HOME`, else
 ./.stillhouse) by all that determines them: what is there is not done again, and one that was cut off continues from its
 last checkpoint.
 
@@ -143,14 +144,14 @@ GPU: dict[str, dict[str, Any]] = {
                 "seeds": [1, 2, 3], "learning_rate": 5e-5, "epochs": 3.0},
     "sst2": {**LAPTOP["sst2"], "rows": 67349, "wiki_steps": 50000, "wiki_batch_size": 128, "sequence_length": 128},
 }  # fmt: skip
-_TINY = {"probe_steps": [1, 3], "test_rows": 32, "documents": 60, "evaluation_rows": 64, "rows": 64, "epochs": 1.0}
+_TINY = {**_small(2, 64, 64, 8, 1e-3, vocabulary=400, documents=60, rows=64), "probe_steps": [1, 3], "test_rows": 32,
+         "evaluation_rows": 64, "epochs": 1.0}  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {
     "parameters": {},
     "speed": {"shapes": [[1, 16]], "rounds": 2},
-    "sentences": {**_small(2, 64, 64, 8, 1e-3, vocabulary=400, documents=60, rows=64), **_TINY, "steps": 6, "seeds": [1]},
-    "ablation": {**_small(2, 64, 64, 8, 1e-3, vocabulary=400, documents=60, rows=64), **_TINY,
-                 "student": _student(1, 64, 64), "teacher_steps": 4, "steps": 3, "seeds": [1, 2]},
-    "sharing": {**_small(2, 64, 64, 8, 1e-3, vocabulary=400, documents=60, rows=64), **_TINY, "steps": 4, "seeds": [1]},
+    "sentences": {**_TINY, "steps": 6, "seeds": [1]},
+    "ablation": {**_TINY, "student": _student(1, 64, 64), "teacher_steps": 4, "steps": 3, "seeds": [1, 2]},
+    "sharing": {**_TINY, "steps": 4, "seeds": [1]},
     "sst2": {**LAPTOP["sst2"], "rows": 64, "evaluation_rows": 32, "documents": 20, "seeds": [1], "teacher_epochs": 1.0,
              "student_epochs": 1.0, "albert_epochs": 1.0, "sequence_length": 32, "wiki_batch_size": 4, "wiki_steps": 3,
              "head_steps": 2, "probe_steps": [1, 2], "probe_rows": 32},

@@ -53,6 +53,7 @@ def _int8_speed(study: Study) -> None:
     length = study.settings["length"]
     rows, found = [], {}
     for name, least in (("distilbert-base", 2.5), ("albert-base", 2.8)):
+
         def build(content: Path, name: str = name) -> None:
             set_seed(0)
             content.mkdir()
@@ -124,6 +125,7 @@ def _pruned(study: Study) -> None:
     folders["pruned"] = distilled(study.sibling, models["teacher"], models["wiki"], prune=shares)
     paths, accuracy, sizes = {}, {}, {}
     for name, model_dir in folders.items():
+
         def build(content: Path, model_dir: Path = model_dir) -> None:
             content.mkdir()
             manifest = ModelManifest.load(model_dir)

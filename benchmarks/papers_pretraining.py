@@ -32,8 +32,11 @@ def sentences(study: Study) -> None:
     found: dict[tuple[str, str], list[float]] = {pair: [] for pair in paper}
     for seed in plan["seeds"]:
         for trained, objective in tasks.items():
-            model = pretrained(study, f"sentences-{trained}", texts, **given, objective=objective, steps=steps, seed=seed)
+            model = pretrained(
+                study, f"sentences-{trained}", texts, **given, objective=objective, steps=steps, seed=seed
+            )
             for asked in tasks:
+
                 def measure(model: Path = model, asked: str = asked) -> dict[str, Any]:
                     value = sentence_accuracy(model, texts, task=asked, rows=plan["test_rows"], seed=1)
                     return {"accuracy": value}
@@ -55,12 +58,13 @@ def sentences(study: Study) -> None:
     spread = 196 * (0.25 / plan["test_rows"]) ** 0.5
     study.notes += [
         "Paper: Lan et al. 2019, table 5 (ALBERT-base).",
-        f"{steps:,} steps of {plan['pretraining']['batch_size']} rows of {plan['pretraining']['sequence_length']} tokens "
-        f"for each; {plan['test_rows']:,} held-out pairs for each figure, which so has ±{spread:.1f} points at most. "
-        f"{NOT_OURS}",
+        f"{steps:,} steps of {plan['pretraining']['batch_size']} rows of {plan['pretraining']['sequence_length']} "
+        f"tokens for each; {plan['test_rows']:,} held-out pairs for each figure, which so has ±{spread:.1f} points at "
+        f"most. {NOT_OURS}",
     ]
     study.bars("sentences", "Accuracy on sentence tasks, %", ["NSP-trained", "SOP-trained"],
-               {f"asked {asked.upper()}": [100 * mean[trained, asked] for trained in tasks] for asked in tasks}, "%")  # fmt: skip
+               {f"asked {asked.upper()}": [100 * mean[trained, asked] for trained in tasks] for asked in tasks},
+               "%")  # fmt: skip
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -77,8 +81,8 @@ REMOVED = {
     "without masked words (MLM)": "–0.31",
     "triple loss, random start": "–3.69",
 }
-"""Sanh et al. 2019, table 4: change of the GLUE macro-score. The rows of the table name what is left; that of –2.96 has an
-empty place for CE and reads ∅ – cosine – MLM, that of –1.46 one for cosine, and that of –0.31 one for MLM."""
+"""Sanh et al. 2019, table 4: change of the GLUE macro-score. Its rows name what is left: that of –2.96 has an empty place
+for CE and reads ∅ – cosine – MLM, that of –1.46 has one for cosine, and that of –0.31 one for MLM."""
 
 
 def ablation(study: Study) -> None:
@@ -120,9 +124,8 @@ def ablation(study: Study) -> None:
     study.claim("SST-2 accuracy that copied layers gain over a random start", full - random, low=0.0)
     study.notes += [
         "Paper: Sanh et al. 2019, table 4, change of the GLUE macro-score.",
-        f"{len(plan['seeds'])} seeds, mean and standard deviation; {student_steps:,} steps for each student, {steps:,} for "
-        f"the teacher. Fine-tuned on {plan['rows']:,} rows for {plan['epochs']:g} epochs. Without MLM and without CE, "
-        f"perplexity is that of a head which nothing but the rest has trained. {NOT_OURS}",
+        f"{len(plan['seeds'])} seeds, mean and standard deviation; {student_steps:,} steps for each student, {steps:,} "
+        f"for the teacher. Fine-tuned on {plan['rows']:,} rows for {plan['epochs']:g} epochs. {NOT_OURS}",
     ]
     study.bars("ablation", "SST-2 after fine-tuning", ["all", "no CE", "no cosine", "no MLM", "random"],
                {"mean": [statistics.fmean(entry["sst2"]) for entry in found.values()]}, "accuracy")  # fmt: skip
@@ -162,8 +165,8 @@ def sharing(study: Study) -> None:
             study.say(f"seed {seed}, {shared}: perplexity {entry['perplexity']:.1f}, SST-2 {entry['sst2']:.4f}")
     study.table(
         ["Shared", "Parameters", "Perplexity", "SOP", "SST-2 test", "Parameters in the paper", "Average", "SST-2"],
-        [[shared, f"{sizes[shared] / 1e6:.2f}M", mean_and_spread(entry["perplexity"], 1), mean_and_spread(entry["sop"], 3),
-          mean_and_spread(entry["sst2"]), paper[shared][0], f"{paper[shared][1]:.1f}", f"{paper[shared][2]:.1f}"]
+        [[shared, f"{sizes[shared] / 1e6:.2f}M", mean_and_spread(entry["perplexity"], 1),
+          mean_and_spread(entry["sop"], 3), mean_and_spread(entry["sst2"]), paper[shared][0], f"{paper[shared][1]:.1f}", f"{paper[shared][2]:.1f}"]
          for shared, entry in found.items()],
     )  # fmt: skip
     study.figures = {"models": found, "parameters": sizes}

@@ -47,7 +47,9 @@ def parameters(study: Study) -> None:
         rows,
     )
     bert, albert = counts["bert-base"], counts["albert-base"]
-    study.claim("embedding parameters that factorisation saves, base size", 1 - albert.embedding / bert.embedding, low=0.8)
+    study.claim(
+        "embedding parameters that factorisation saves, base size", 1 - albert.embedding / bert.embedding, low=0.8
+    )
     study.claim("encoder parameters that sharing saves, base size", 1 - albert.encoder / bert.encoder, low=0.7)
     for name, unit in zip(NAMED, (10, 10, 1, 1, 1, 10, 1), strict=True):
         if name != "albert-xxlarge":
@@ -56,8 +58,8 @@ def parameters(study: Study) -> None:
     study.notes += [f"{name}: {PUBLISHED[name].note}" for name in NAMED if PUBLISHED[name].note]
     heads = {name: _with_heads(name) for name in ("distilbert-base", "bert-base")}
     study.notes.append(
-        "Counted are embeddings, layers and pooler; the heads of pretraining are left out. That the papers leave them out "
-        f"too, DistilBERT's 66M tells: with its head it would be {_millions(heads['distilbert-base'])}. BERT-base, "
+        "Counted are embeddings, layers and pooler; the heads of pretraining are left out. That the papers leave them "
+        f"out too, DistilBERT's 66M tells: with its head it would be {_millions(heads['distilbert-base'])}. BERT-base, "
         f"{_millions(heads['bert-base'])} with both of its heads, rounds to 110M either way."
     )
     study.bars(
@@ -105,6 +107,7 @@ def speed(study: Study) -> None:
                 speedups[0], low=1.6)  # fmt: skip
     study.claim("DistilBERT-base has fewer parameters by this share (40% in the paper, to the nearest percent)",
                 round(smaller, 2), low=0.39)  # fmt: skip
-    study.notes.append(f"DistilBERT-base has {100 * smaller:.1f}% fewer parameters than BERT-base: the paper's 66M of 110M "
-                       "are 40%.")  # fmt: skip
+    study.notes.append(
+        f"DistilBERT-base has {100 * smaller:.1f}% fewer parameters than BERT-base; the paper's 66M of 110M are 40%."
+    )
     study.bars("speed", "DistilBERT-base against BERT-base", [row[0] for row in rows], {"times as fast": speedups}, "×")

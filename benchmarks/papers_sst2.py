@@ -1,4 +1,4 @@
-"""Part `sst2` of `papers.py`: what students keep of a teacher's accuracy; and its models, which `compression` uses too."""
+"""Part `sst2` of `papers.py`: what students keep of a teacher's accuracy; and its models, for `compression` too."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def seconds_per_step(study: Study, name: str, corpus_dir: Path, **settings: Any)
     return float(study.result(f"probe-{name}", key, make)["seconds_per_step"])
 
 
-def tuned(study: Study, name: str, checkpoint: str, data: Path, *, teacher: Path | None = None, **settings: Any) -> Path:
+def tuned(
+    study: Study, name: str, checkpoint: str, data: Path, *, teacher: Path | None = None, **settings: Any
+) -> Path:
     """A model fine-tuned on the data, or made from the teacher."""
 
     def make(content: Path) -> None:
@@ -110,9 +112,7 @@ def distilled(
             extra["pruning"] = PruneSettings(**prune)
         if str(student) == "teacher://":
             extra["layers"] = LAYERS
-        config = DistillConfig(
-            name="student", student=str(student), checkpoint_dir=study.checkpoints, **given, **extra
-        )
+        config = DistillConfig(name="student", student=str(student), checkpoint_dir=study.checkpoints, **given, **extra)
         distill(config, dataset_dir=data, teacher_dir=teacher, output_dir=content, step=Told("student"))
 
     key = {**given, "student": _identity(str(student)), "teacher": teacher.parent.name, "data": data.parent.name,
@@ -164,8 +164,8 @@ def _epoch_scale(study: Study) -> float:
         begin = time.monotonic()
         albert = FinetuneConfig(name="albert", checkpoint="teacher://", embedding_size=128,
                                 layers=plan["albert_layers"], **common)  # fmt: skip
-        finetune(albert, dataset_dir=data, teacher_dir=teacher, output_dir=scratch.with_name(f"albert-{time.time_ns()}"),
-                 step=Told("albert, probe"))  # fmt: skip
+        scratch = scratch.with_name(f"albert-{time.time_ns()}")
+        finetune(albert, dataset_dir=data, teacher_dir=teacher, output_dir=scratch, step=Told("albert, probe"))
         taken["albert"] = time.monotonic() - begin
         per_epoch = {kind: seconds / few * plan["rows"] for kind, seconds in taken.items()}
         students = 2 * plan["student_epochs"] * per_epoch["student"] + plan["albert_epochs"] * per_epoch["albert"]
@@ -230,18 +230,26 @@ def sst2(study: Study) -> None:
                 accuracies[role].append(found["accuracy"])
                 sizes[role] = ModelManifest.load(folder).parameters
                 study.say(f"seed {seed}, {role}: {found['accuracy']:.4f}")
-    kept = {role: [own / its for own, its in zip(accuracies[role], accuracies["teacher"], strict=True)] for role in ROLES}
+    kept = {
+        role: [own / its for own, its in zip(accuracies[role], accuracies["teacher"], strict=True)] for role in ROLES
+    }
     study.table(
         ["Model", "Parameters", "of the teacher's", "SST-2 test", "of the teacher's"],
-        [[title, f"{sizes[role] / 1e6:.1f}M", f"{sizes[role] / sizes['teacher']:.0%}", mean_and_spread(accuracies[role]),
-          f"{statistics.fmean(kept[role]):.1%}"] for role, title in ROLES.items()],
+        [[title, f"{sizes[role] / 1e6:.1f}M", f"{sizes[role] / sizes['teacher']:.0%}",
+          mean_and_spread(accuracies[role]), f"{statistics.fmean(kept[role]):.1%}"] for role, title in ROLES.items()],
     )  # fmt: skip
     study.figures = {"accuracy": accuracies, "kept": kept, "parameters": sizes}
     study.claim("share of the teacher's accuracy that the 3-layer student keeps, wiki_en first (97% of BERT-base in "
                 "Sanh et al. 2019, table 1)", statistics.fmean(kept["student"]), low=0.98)  # fmt: skip
-    study.claim("share of the teacher's accuracy that the ALBERT student keeps", statistics.fmean(kept["albert"]), low=0.95)
-    study.claim("share of the teacher's parameters that the ALBERT student has", sizes["albert"] / sizes["teacher"], high=0.3)
-    study.notes.append(f"{study.settings['rows']:,} training rows, {len(study.settings['seeds'])} seeds, a teacher of its own "
-                       "for each; mean and standard deviation.")  # fmt: skip
+    study.claim(
+        "share of the teacher's accuracy that the ALBERT student keeps", statistics.fmean(kept["albert"]), low=0.95
+    )
+    study.claim(
+        "share of the teacher's parameters that the ALBERT student has", sizes["albert"] / sizes["teacher"], high=0.3
+    )
+    study.notes.append(
+        f"{study.settings['rows']:,} training rows, {len(study.settings['seeds'])} seeds, a teacher of its own for each; "
+        "mean and standard deviation."
+    )
     study.bars("sst2", "SST-2 test accuracy", ["teacher", "wiki_en + task", "task alone", "ALBERT"],
                {"mean": [statistics.fmean(accuracies[role]) for role in ROLES]}, "accuracy")  # fmt: skip

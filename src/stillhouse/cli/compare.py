@@ -42,9 +42,7 @@ def compare(
     ] = "",
     text_column: Annotated[str, typer.Option(metavar="NAME", help="Column of the texts.")] = "text",
     label_column: Annotated[str, typer.Option(metavar="NAME", help="Column of the labels.")] = "label",
-    quality_metric: Annotated[
-        str, typer.Option(metavar="NAME", help="`accuracy`, `macro_f1` or `mcc`.")
-    ] = "accuracy",
+    quality_metric: Annotated[str, typer.Option(metavar="NAME", help="`accuracy`, `macro_f1` or `mcc`.")] = "accuracy",
     min_retention: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of the best quality that a recommended model must keep.")
     ] = 0.97,

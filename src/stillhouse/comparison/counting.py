@@ -81,7 +81,8 @@ def _on_meta(config: PretrainedConfig, where: str) -> Any:
     # Eager attention is made of matrix products that can be counted.
     config._attn_implementation = "eager"
     with torch.device("meta"):
-        return checkpoints.build_model(config, "AutoModel", where).eval()
+        # XLNet makes some of its parameters elsewhere all the same.
+        return checkpoints.build_model(config, "AutoModel", where).to("meta").eval()
 
 
 def _flops(body: Any, length: int) -> int | None:
@@ -90,8 +91,8 @@ def _flops(body: Any, length: int) -> int | None:
 
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
-            body(input_ids=torch.zeros((1, length), dtype=torch.long, device="meta"))
+        with torch.no_grad(), torch.device("meta"), counter:
+            body(input_ids=torch.zeros((1, length), dtype=torch.long))
     except Exception:  # code that asks for a tensor's values has none here
         return None
     return int(counter.get_total_flops())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -76,7 +75,6 @@ class Measured:
     """By the first model's: below 1 is faster."""
     training_memory_mb: float
     """Largest resident size with training, in MB."""
-
 
 
 def load_all(processes: Sequence[WorkerProcess], seed: int, step: Step) -> dict[str, Loaded]:
@@ -146,7 +144,8 @@ def measure_all(
     return {
         process.name: Measured(
             latency_ms={
-                name: 1000 * statistics.median(float(np.percentile(turn, level)) for turn in turns["latency"][process.name])
+                name: 1000
+                * statistics.median(float(np.percentile(turn, level)) for turn in turns["latency"][process.name])
                 for name, level in (("p50", 50), ("p95", 95))
             },
             latency_ratio=ratio("latency", process.name),

@@ -82,7 +82,7 @@ def _read_source(config: CompareConfig) -> Rows:
 def judge(
     processes: Sequence[WorkerProcess], loaded: Mapping[str, Loaded], rows: Rows, config: CompareConfig, step: Step
 ) -> dict[str, dict[str, Any]]:
-    """Each model's `quality`: the task's metrics and a bootstrap interval, or why there is none under `quality_note`."""
+    """Each model's `quality`: the task's metrics and a bootstrap interval; or why there is none, `quality_note`."""
     from stillhouse.evaluation.bootstrap import bootstrap_interval
 
     task = get_task(TASK)
@@ -106,14 +106,13 @@ def judge(
         probabilities = np.empty_like(by_length)
         probabilities[order] = by_length
         labels = np.array([names.index(label) for label in rows.labels], dtype=np.int64)
-        metric = config.quality_metric
         interval = bootstrap_interval(
-            lambda p, y, metric=metric: task.metrics(p, y)[metric],
+            lambda p, y: task.metrics(p, y)[config.quality_metric],
             probabilities,
             labels,
             samples=_SAMPLES,
             seed=config.seed,
-            name=metric,
+            name=config.quality_metric,
         )
         quality = {**task.metrics(probabilities, labels), "interval": [interval.low, interval.high]}
         found[process.name] = {"quality": quality, "quality_note": ""}

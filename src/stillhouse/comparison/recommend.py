@@ -107,8 +107,8 @@ def _deployment(fit: Sequence[Entry], first: Entry, measured: bool) -> tuple[Ent
     if not measured:
         winner = _least(fit, _flops, _bytes)
         return winner, (
-            f"{_arithmetic(winner, first)} A training step takes about three times that, and fine-tuning is most of the "
-            f"way to an endpoint; {format_bytes(winner['bytes'])} to ship. Not measured."
+            f"{_arithmetic(winner, first)} A training step takes about three times that, and fine-tuning is most of "
+            f"the way to an endpoint; {format_bytes(winner['bytes'])} to ship. Not measured."
         )
     winner = _least(fit, lambda entry: float(entry["training_step_ms"]), _bytes)
     part = _against(winner["training_step_ratio"], first, winner, "step")

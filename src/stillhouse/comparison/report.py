@@ -219,7 +219,9 @@ def _draw_parameters(axes: Any, models: Sequence[Entry]) -> None:
         widths = [entry[f"{key}_parameters"] / 1e6 for entry in models]
         axes.barh(rows, widths, left=start, color=colour, height=0.62, label=key)
         start = [a + b for a, b in zip(start, widths, strict=True)]
-    published = [(row, entry["published"]["parameters"] / 1e6) for row, entry in enumerate(models) if entry["published"]]
+    published = [
+        (row, entry["published"]["parameters"] / 1e6) for row, entry in enumerate(models) if entry["published"]
+    ]
     if published:
         mark: Any = {"marker": "|", "markersize": 16, "markeredgewidth": 2, "linestyle": "none", "color": _INK}
         axes.plot([x for _, x in published], [y for y, _ in published], **mark, label="in the paper")
@@ -250,4 +252,6 @@ def _draw_points(axes: Any, document: Mapping[str, Any], name: str) -> None:
         if min(values) > 0 and max(values) > 6 * min(values) and not (axis == "y" and name != "speed-size"):
             set_scale("log")
             getattr(axes, f"{axis}axis").set_major_formatter(lambda value, _: f"{value:g}")
-            getattr(axes, f"{axis}axis").set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+            getattr(axes, f"{axis}axis").set_minor_formatter(
+                lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""
+            )

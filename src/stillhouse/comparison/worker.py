@@ -136,8 +136,13 @@ class Worker:
             return {}
         if what == "memory":
             return {"peak_mb": peak_memory_mb()}
-        do: Callable[..., dict[str, Any]] = {"load": self.load, "time": self.time, "train": self.train}[what]
-        return do(**request)
+        if what == "load":
+            return self.load(**request)
+        if what == "time":
+            return self.time(**request)
+        if what == "train":
+            return self.train(**request)
+        raise ValueError(f"unknown request {what!r}")
 
     def _ids(self, batch: int, length: int, vocabulary: int) -> Any:
         """The same token ids [batch, length] for every model."""

@@ -75,8 +75,8 @@ PUBLISHED: dict[str, Published] = {
     "bert-large": Published(
         340_000_000,
         _BERT,
-        "The paper rounds to tens of millions. Lan et al. 2019 count the same model as 334M: their vocabulary has 30,000 "
-        "pieces, not 30,522, and they leave the pooler out.",
+        "The paper rounds to tens of millions. Lan et al. 2019 count the same model as 334M: their vocabulary has "
+        "30,000 pieces, not 30,522, and they leave the pooler out.",
     ),
     "distilbert-base": Published(66_000_000, "Sanh et al. 2019, table 3"),
     "albert-base": Published(12_000_000, _ALBERT),
@@ -87,8 +87,8 @@ PUBLISHED: dict[str, Published] = {
     "albert-xxlarge": Published(
         235_000_000,
         _ALBERT,
-        "Section 3.1 gives 222.6M with these sizes, and the released checkpoint has as many; the heads for masked words "
-        "and sentence order, which the other counts leave out, would add 0.6M. What makes up the rest of the 235M, the "
-        "paper does not say.",
+        "Section 3.1 gives 222.6M with these sizes, and the released checkpoint has as many; the heads for masked "
+        "words and sentence order, which the other counts leave out, would add 0.6M. What makes up the rest of the "
+        "235M, the paper does not say.",
     ),
 }

@@ -1,9 +1,8 @@
-"""The script behind docs/science.md: its cache, its budget and its marks; the parts that train are tried in tests/e2e."""
+"""The script behind docs/science.md: its cache, its budget and its marks; and every part, in its shortest form."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,9 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     one.bars("plot", "Title", ["a", "b"], {"x": [1.0, None]}, "unit")
     one.write(1.0)
     text = (tmp_path / "out" / "parameters.md").read_text(encoding="utf-8")
-    assert "| a\\|b | 1 |" in text and "Holds: is high" in text and "**Fails**: is low" in text and "](plot.svg)" in text
+    assert (
+        "| a\\|b | 1 |" in text and "Holds: is high" in text and "**Fails**: is low" in text and "](plot.svg)" in text
+    )
     body = json.loads((tmp_path / "out" / "parameters.json").read_text(encoding="utf-8"))
     assert [claim["holds"] for claim in body["claims"]] == [True, False]
     assert "FAILS  is low" in capsys.readouterr().out
@@ -104,10 +105,22 @@ def test_spread() -> None:
     assert mean_and_spread([1.0, 3.0], 1) == "2.0 ± 1.4"
 
 
-def test_unknown_parts_are_refused(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "papers.py"), "nonsense"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "unknown: nonsense" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "unknown: nonsense"),
+        (["--budget", "0"], "--budget: give minutes above 0"),
+        (["--docs", "--scale", "quick"], "mean nothing"),
+    ],
+)
+def test_what_is_refused(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["papers.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        papers.main()
+    assert end.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_first_part_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
