@@ -54,6 +54,10 @@ def _ratio(value: float) -> str:
     return f"{value:.2f}×"
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= 32 else f"{name[:31]}…"
+
+
 def _published(entry: Entry) -> str:
     return _NONE if entry["published"] is None else format_count(entry["published"]["parameters"]).replace(".0", "")
 
@@ -225,7 +229,7 @@ def _draw_parameters(axes: Any, models: Sequence[Entry]) -> None:
     if published:
         mark: Any = {"marker": "|", "markersize": 16, "markeredgewidth": 2, "linestyle": "none", "color": _INK}
         axes.plot([x for _, x in published], [y for y, _ in published], **mark, label="in the paper")
-    axes.set_yticks(list(rows), [entry["name"] for entry in models])
+    axes.set_yticks(list(rows), [_short(entry["name"]) for entry in models])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("parameters, millions")
@@ -241,7 +245,7 @@ def _draw_points(axes: Any, document: Mapping[str, Any], name: str) -> None:
         x = entry["latency_ms"]["p50"] if by_latency else entry["bytes"] / 1e6
         y = entry["bytes"] / 1e6 if name == "speed-size" else entry["quality"][metric]
         axes.plot(x, y, "o", color=_COLOURS[index % len(_COLOURS)], markersize=8)
-        axes.annotate(entry["name"], (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9)
+        axes.annotate(_short(entry["name"]), (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9)
     axes.margins(0.15)
     axes.set_xlabel("median latency of one sentence, milliseconds" if by_latency else "FP32 weights, MB")
     axes.set_ylabel("FP32 weights, MB" if name == "speed-size" else metric_title(metric))
