@@ -81,8 +81,8 @@ REMOVED = {
     "without masked words (MLM)": "–0.31",
     "triple loss, random start": "–3.69",
 }
-"""Sanh et al. 2019, table 4: change of the GLUE macro-score. Its rows name what is left: that of –2.96 has an empty place
-for CE and reads ∅ – cosine – MLM, that of –1.46 has one for cosine, and that of –0.31 one for MLM."""
+"""Sanh et al. 2019, table 4: change of the GLUE macro-score. Its rows name what is left: that of –2.96 has an empty
+place for CE and reads ∅ – cosine – MLM, that of –1.46 has one for cosine, and that of –0.31 one for MLM."""
 
 
 def ablation(study: Study) -> None:
@@ -166,7 +166,8 @@ def sharing(study: Study) -> None:
     study.table(
         ["Shared", "Parameters", "Perplexity", "SOP", "SST-2 test", "Parameters in the paper", "Average", "SST-2"],
         [[shared, f"{sizes[shared] / 1e6:.2f}M", mean_and_spread(entry["perplexity"], 1),
-          mean_and_spread(entry["sop"], 3), mean_and_spread(entry["sst2"]), paper[shared][0], f"{paper[shared][1]:.1f}", f"{paper[shared][2]:.1f}"]
+          mean_and_spread(entry["sop"], 3), mean_and_spread(entry["sst2"]), paper[shared][0],
+          f"{paper[shared][1]:.1f}", f"{paper[shared][2]:.1f}"]
          for shared, entry in found.items()],
     )  # fmt: skip
     study.figures = {"models": found, "parameters": sizes}

@@ -248,8 +248,8 @@ def sst2(study: Study) -> None:
         "share of the teacher's parameters that the ALBERT student has", sizes["albert"] / sizes["teacher"], high=0.3
     )
     study.notes.append(
-        f"{study.settings['rows']:,} training rows, {len(study.settings['seeds'])} seeds, a teacher of its own for each; "
-        "mean and standard deviation."
+        f"{study.settings['rows']:,} training rows, {len(study.settings['seeds'])} seeds, a teacher of its own for "
+        "each; mean and standard deviation."
     )
     study.bars("sst2", "SST-2 test accuracy", ["teacher", "wiki_en + task", "task alone", "ALBERT"],
                {"mean": [statistics.fmean(accuracies[role]) for role in ROLES]}, "accuracy")  # fmt: skip
