@@ -235,9 +235,7 @@ class _Run:
         history: list[dict[str, Any]],
         facts: dict[str, Any],
     ) -> ModelManifest:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        model.config.architectures = [type(model).__name__]
-        model.save_pretrained(output_dir, safe_serialization=True)
+        checkpoints.save_model(model, output_dir)
         tokenizer.save_pretrained(output_dir)
         (output_dir / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
         self._manifest(model, recipe, metrics, facts).save(output_dir)
