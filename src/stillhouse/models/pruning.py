@@ -24,6 +24,8 @@ import torch
 from torch import nn
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.families import BERT_LIKE
+from stillhouse.models.shape import set_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,9 +67,7 @@ _BERT = _Names(
     down="output.dense",
 )
 _NAMES = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
+    **dict.fromkeys(BERT_LIKE, _BERT),
     "distilbert": _Names(
         attention="attention",
         projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
@@ -247,11 +247,8 @@ def prune(model: PreTrainedModel, chosen: Plan) -> None:
             if any(wanted[block] != units for block in part.blocks):
                 raise ValueError(f"the plan keeps different {kind} in blocks that are tied")
             _cut(part, units)
-    model.config.stillhouse = {
-        **(getattr(model.config, "stillhouse", None) or {}),
-        "heads": [len(units) for units in chosen.heads],
-        "neurons": [len(units) for units in chosen.neurons],
-    }
+    sizes = {"heads": chosen.heads, "neurons": chosen.neurons}
+    set_shape(model.config, **{kind: [len(units) for units in blocks] for kind, blocks in sizes.items()})
 
 
 def shrink(model: PreTrainedModel, heads: Sequence[int] | None, neurons: Sequence[int] | None) -> None:
