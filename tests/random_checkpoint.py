@@ -63,6 +63,7 @@ def write_model(folder: Path, family: str, *, pruned: bool = False) -> Path:
     tokenizer.save_pretrained(folder)
     ModelManifest(
         producer="finetune", name="student", task="classification", recipe="distilled", family=family,
-        label_names=LABELS, parameters=checkpoints.parameter_count(model), max_length=24, hyperparameters={}, metrics={},
+        label_names=LABELS, parameters=checkpoints.parameter_count(model), max_length=24,
+        hyperparameters={}, metrics={},
     ).save(folder)  # fmt: skip
     return folder

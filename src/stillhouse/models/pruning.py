@@ -15,6 +15,7 @@ ALBERT that shares all has one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -235,18 +236,21 @@ def prune(model: PreTrainedModel, chosen: Plan) -> None:
         InputError: the model's family cannot be pruned.
         ValueError: the plan is one for another model.
     """
+    work = []
     for kind, wanted in (("heads", chosen.heads), ("neurons", chosen.neurons)):
         parts = _parts(model, kind)
         if sorted(block for part in parts for block in part.blocks) != list(range(len(wanted))):
             raise ValueError(f"the plan has {len(wanted)} blocks of {kind}, which the model has not")
         for part in parts:
             units = wanted[part.blocks[0]]
-            rising = all(a < b for a, b in zip(units, units[1:], strict=False))
+            rising = all(a < b for a, b in itertools.pairwise(units))
             if not units or not rising or units[0] < 0 or units[-1] >= part.units:
                 raise ValueError(f"the plan keeps {kind} {units} of {part.units} in block {part.blocks[0]}")
             if any(wanted[block] != units for block in part.blocks):
                 raise ValueError(f"the plan keeps different {kind} in blocks that are tied")
-            _cut(part, units)
+            work.append((part, units))
+    for part, units in work:
+        _cut(part, units)
     sizes = {"heads": chosen.heads, "neurons": chosen.neurons}
     set_shape(model.config, **{kind: [len(units) for units in blocks] for kind, blocks in sizes.items()})
 

@@ -213,9 +213,7 @@ def _earlier_plan(store: CheckpointStore) -> Plan | None:
     return Plan(*(tuple(tuple(range(count)) for count in shape[kind]) for kind in ("heads", "neurons")))
 
 
-def _batches(
-    rows: Dataset, tokenizer: PreTrainedTokenizerFast, batch_size: int
-) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(rows: Dataset, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
     """Evenly spaced rows in batches."""
     count = min(len(rows), _IMPORTANCE_ROWS)
     chosen = rows.select([index * len(rows) // count for index in range(count)]).remove_columns("length")

@@ -46,9 +46,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "roberta": RobertaConfig(**BERT),
     "distilbert": DistilBertConfig(vocab_size=100, dim=32, n_layers=3, n_heads=HEADS, hidden_dim=NEURONS),
     "albert": AlbertConfig(**ALBERT),
-    "albert, attention shared": AlbertConfig(
-        **ALBERT, num_hidden_groups=3, stillhouse={"layer_sharing": "attention"}
-    ),
+    "albert, attention shared": AlbertConfig(**ALBERT, num_hidden_groups=3, stillhouse={"layer_sharing": "attention"}),
     "albert, ffn shared": AlbertConfig(**ALBERT, num_hidden_groups=3, stillhouse={"layer_sharing": "ffn"}),
 }
 OUTPUTS = {
@@ -202,7 +200,10 @@ def test_what_does_nothing_goes_first_and_is_not_missed(model: PreTrainedModel):
     found = importance(model, [batch(8)], hard_label_loss)
     tied = {one.blocks: one for one in (*found.heads, *found.neurons)}
     heads, neurons = (sum(len(one.values) for one in scores) for scores in (found.heads, found.neurons))
-    kept = [sum(len(kept[one.blocks[0]]) for one in s) for s, kept in ((found.heads, idle.heads), (found.neurons, idle.neurons))]
+    kept = [
+        sum(len(kept[one.blocks[0]]) for one in s)
+        for s, kept in ((found.heads, idle.heads), (found.neurons, idle.neurons))
+    ]
     chosen = plan(found, heads=1 - kept[0] / heads, neurons=1 - kept[1] / neurons)
     assert chosen == idle, tied
     prune(model, chosen)
@@ -235,8 +236,13 @@ def test_tied_blocks_are_pruned_alike():
 
 @pytest.mark.parametrize(
     "heads, neurons",
-    [(((0,),) * 2, ((0,),) * 3), (((0,), (0,), ()), ((0,),) * 3), (((1, 0),) * 3, ((0,),) * 3), (((4,),) * 3, ((0,),) * 3)],
-)  # fmt: skip
+    [
+        (((0,),) * 2, ((0,),) * 3),
+        (((0,), (0,), ()), ((0,),) * 3),
+        (((1, 0),) * 3, ((0,),) * 3),
+        (((4,),) * 3, ((0,),) * 3),
+    ],
+)
 def test_a_plan_of_another_model_is_refused(heads: Any, neurons: Any):
     model = AutoModelForSequenceClassification.from_config(CONFIGS["bert"])
     with pytest.raises(ValueError, match="plan"):

@@ -138,7 +138,7 @@ def test_a_recovery_that_was_cut_off_continues_with_its_sizes_and_zeros(
     weights = load_file(tmp_path / "resumed" / "model.safetensors")
     for name, mask in zeros.items():
         if name.endswith("weight") and mask.ndim == 2:
-            assert 0.55 < mask.float().mean() and (weights[name][mask] == 0).all(), name
+            assert mask.float().mean() > 0.55 and (weights[name][mask] == 0).all(), name
     # Not only of the same kind: the very student that would have come of it.
     assert resumed.files["model.safetensors"] == whole.files["model.safetensors"]
     assert resumed.metrics == whole.metrics and resumed.hyperparameters == whole.hyperparameters
@@ -153,12 +153,6 @@ def test_shares_that_will_not_do_are_all_named(teacher: Path, dataset: Path, tmp
         )  # fmt: skip
     where = {problem.where for problem in caught.value.problems}
     assert where == {"student_prune_heads", "student_prune_ffn", "student_sparsity", "prune_epochs"}
-
-
-def test_nothing_is_pruned_unless_asked(teacher: Path, dataset: Path, tmp_path: Path):
-    manifest = steps.distill(config(), dataset_dir=dataset, teacher_dir=teacher, output_dir=tmp_path / "student")
-    assert "sparsity" not in manifest.hyperparameters
-    assert ModelManifest.load(tmp_path / "student").recipe == "distilled"
 
 
 @pytest.mark.slow
