@@ -50,6 +50,8 @@ def quantise_int8_static(source: Path, target: Path, batches: Iterable[Mapping[s
 
     Only products with a constant matrix and look-ups in tables are quantised: what attention multiplies by each other,
     softmax and LayerNorm stay in floating point, as in the dynamic kind. A weight that layers share is quantised once.
+    A matrix has a scale for each column, a table has one. The outputs of products are not quantised: that is faster as
+    well as more exact.
 
     Args:
         source: as `stillhouse.export.onnx.export_onnx` writes it.
@@ -79,6 +81,7 @@ def quantise_int8_static(source: Path, target: Path, batches: Iterable[Mapping[s
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             nodes_to_exclude=_products_of_activations(graph),
+            per_channel=True,  # as fast, and about as exact as the dynamic kind; with one scale a matrix it is not
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},

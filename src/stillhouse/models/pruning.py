@@ -330,7 +330,7 @@ def _parts(model: PreTrainedModel, kind: str) -> list[_Part]:
     names = _NAMES[model.config.model_type]
     for number, block in enumerate(blocks):
         if kind == "heads":
-            attention = block.get_submodule(names.attention)
+            attention: Any = block.get_submodule(names.attention)
             inputs, output = [block.get_submodule(name) for name in names.projections], names.attention_output
             width, owners = int(attention.attention_head_size), [attention]
         else:
@@ -349,7 +349,7 @@ def _cut(part: _Part, units: Sequence[int]) -> None:
     # Tied weights stay tied: each is cut once, and the old one is kept alive here, lest its id be given again.
     made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
 
-    def cut(parameter: nn.Parameter, rows: torch.Tensor, dimension: int) -> nn.Parameter:
+    def cut(parameter: Any, rows: torch.Tensor, dimension: int) -> nn.Parameter:
         if id(parameter) not in made:
             kept = parameter.detach().index_select(dimension, rows.to(parameter.device)).contiguous()
             made[id(parameter)] = (parameter, nn.Parameter(kept, requires_grad=parameter.requires_grad))
