@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.families import BERT_LIKE
+from stillhouse.models.bert_like import BERT_LIKE
 from stillhouse.models.shape import set_shape
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -102,6 +103,23 @@ def test_a_sparse_student_ends_as_sparse_as_asked(teacher: Path, dataset: Path, 
     assert manifest.parameters == manifest.hyperparameters["dense_parameters"]
 
 
+def test_an_albert_that_shares_its_ffn_is_pruned_and_stays_tied(teacher: Path, dataset: Path, tmp_path: Path):
+    asked = dataclasses.replace(
+        config(heads=0.5, ffn=0.5, sparsity=0.3), student="teacher://albert?layer_sharing=ffn", albert_embedding_size=16
+    )
+    manifest = steps.distill(asked, dataset_dir=dataset, teacher_dir=teacher, output_dir=tmp_path / "student")
+    facts = manifest.hyperparameters
+    # Two layers: eight heads, of which four stay, and one FFN of 64 neurons for both.
+    assert (sum(facts["heads"]), facts["neurons"]) == (4, [32, 32])
+    assert 0.299 <= facts["sparsity"] <= 0.31
+    student = load(tmp_path / "student")
+    first, second = (group.albert_layers[0] for group in student.albert.encoder.albert_layer_groups)
+    assert first.ffn.weight is second.ffn.weight and first.ffn.weight.shape == (32, 32)
+    assert first.attention.query.weight is not second.attention.query.weight
+    assert student.config.stillhouse["layer_sharing"] == "ffn"
+    assert manifest.parameters == facts["dense_parameters"] - 4 * 1048 - 32 * 65
+
+
 class Cut(Exception):
     """The machine went away."""
 
@@ -119,6 +137,7 @@ class Interrupted(Step):
             raise Cut
 
 
+@pytest.mark.slow
 def test_a_recovery_that_was_cut_off_continues_with_its_sizes_and_zeros(
     teacher: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
