@@ -15,7 +15,7 @@ from stillhouse.errors import InputError
 from stillhouse.models import checkpoints
 from stillhouse.models.pruning import encoder_matrices
 from stillhouse.progress import Step
-from stillhouse.training import DistillConfig, FinetuneConfig, PruneSettings, launch, steps
+from stillhouse.training import DistillConfig, FinetuneConfig, PruneSettings, launch, pruning, steps
 from stillhouse.training.pruning import cubic_sparsity, magnitude_mask
 from stillhouse.training.staging import Work
 
@@ -33,10 +33,10 @@ def teacher(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def config(checkpoint_dir: Path | str = "", **pruning: float) -> DistillConfig:
+def config(checkpoint_dir: Path | str = "", **asked: float) -> DistillConfig:
     return DistillConfig(
         name="student", epochs=2, learning_rate=2e-3, max_length=16, evaluations_per_epoch=2,
-        early_stopping_patience=0, checkpoint_dir=str(checkpoint_dir), pruning=PruneSettings(**pruning),
+        early_stopping_patience=0, checkpoint_dir=str(checkpoint_dir), pruning=PruneSettings(**asked),
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ class Interrupted(Step):
 
 @pytest.mark.slow
 def test_a_recovery_that_was_cut_off_continues_with_its_sizes_and_zeros(
-    teacher: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    teacher: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     asked = dict(heads=0.25, ffn=0.5, sparsity=0.6, epochs=2)
     inputs = dict(dataset_dir=dataset, teacher_dir=teacher)
@@ -151,6 +151,7 @@ def test_a_recovery_that_was_cut_off_continues_with_its_sizes_and_zeros(
     (kept,) = tmp_path.glob("checkpoints/*-recovery/checkpoint-16")
     zeros = {name: tensor == 0 for name, tensor in load_file(kept / "model.safetensors").items() if "layer.0" in name}
     assert json.loads((kept / "config.json").read_text())["stillhouse"]["heads"] == [3]
+    monkeypatch.setattr(pruning, "importance", lambda *arguments: pytest.fail("the sizes were chosen anew"))
     caplog.set_level("INFO", "stillhouse")
     resumed = steps.distill(interrupted, output_dir=tmp_path / "resumed", **inputs)
     assert "recovery/checkpoint-16" in caplog.text
