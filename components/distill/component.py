@@ -8,12 +8,19 @@ from stillhouse.components.images import TRAIN_IMAGE
 @dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
 def distill(
     name: str,
+    student: str,
     layers: str,
+    albert_embedding_size: int,
+    albert_layers: int,
     hard_weight: float,
     soft_weight: float,
     cosine_weight: float,
     temperature: float,
     word_dropout: float,
+    prune_heads: float,
+    prune_ffn: float,
+    sparsity: float,
+    prune_epochs: float,
     epochs: float,
     learning_rate: float,
     batch_size: int,
@@ -36,16 +43,23 @@ def distill(
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Distil a DistilBERT with part of the teacher's layers from the fine-tuned teacher.
+    """Distil a student from the fine-tuned teacher: part of its layers, an ALBERT made from it, or a checkpoint.
 
     Args:
         name: The candidate's role, `student`.
-        layers: Layers of the teacher to copy, counted from 1, such as `2,4,6`; empty takes every second one.
+        student: `teacher://` (a DistilBERT of the teacher's layers), `teacher://albert` (an ALBERT factorised from it), or a checkpoint with the teacher's tokenizer.
+        layers: Layers of the teacher, counted from 1, such as `2,4,6`, that are copied (empty: every second one), or that a student which copies none follows (empty: evenly spaced ones).
+        albert_embedding_size: Size of the factorised embeddings of `teacher://albert`.
+        albert_layers: How many layers of `teacher://albert` a text passes; 0 takes the teacher's.
         hard_weight: Weight of the labels' cross-entropy.
         soft_weight: Weight of the divergence from the teacher's probabilities.
         cosine_weight: Weight of one minus the cosine between matched hidden states.
         temperature: Divisor of the logits before the softmax.
         word_dropout: Share of the tokens hidden from teacher and student alike, drawn anew at each step.
+        prune_heads: Share of the student's attention heads to cut out, the least important by a first-order score; 0 keeps all.
+        prune_ffn: Share of its feed-forward neurons to cut out, chosen the same way; 0 keeps all.
+        sparsity: Share of what is left of each encoder matrix that becomes zero, the smallest weights first; 0 leaves it dense.
+        prune_epochs: Passes over the training rows in which a pruned student recovers.
         epochs: Passes over the training rows.
         learning_rate: Peak learning rate.
         batch_size: Rows per optimizer step and device.
@@ -72,12 +86,13 @@ def distill(
 
     from stillhouse.components.metrics import log_metrics
     from stillhouse.progress import step
-    from stillhouse.training import DistillationSettings, DistillConfig, launch
+    from stillhouse.training import DistillationSettings, DistillConfig, PruneSettings, launch
     from stillhouse.training.scale import ScaleConfig
 
     with step(f"distill-{name}") as watch:
         config = DistillConfig(
-            name=name, layers=layers, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+            name=name, student=student, layers=layers, albert_embedding_size=albert_embedding_size,
+            albert_layers=albert_layers, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps, max_length=max_length, warmup_ratio=warmup_ratio,
             weight_decay=weight_decay, evaluations_per_epoch=evaluations_per_epoch,
             early_stopping_patience=early_stopping_patience, quality_metric=quality_metric, precision=precision,
@@ -86,6 +101,7 @@ def distill(
                 hard=hard_weight, soft=soft_weight, cosine=cosine_weight, temperature=temperature,
                 word_dropout=word_dropout,
             ),
+            pruning=PruneSettings(heads=prune_heads, ffn=prune_ffn, sparsity=sparsity, epochs=prune_epochs),
         )  # fmt: skip
         manifest = launch.train(
             config,

@@ -16,7 +16,7 @@ from stillhouse.comparison.report import write_report
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subjects
 from stillhouse.data.location import public_name
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.families import max_tokens
+from stillhouse.models.bert_like import position_limit
 from stillhouse.models.named import PUBLISHED
 from stillhouse.progress import Step
 from stillhouse.tasks import get_task
@@ -175,7 +175,7 @@ def _entry(subject: Subject, counted: Count) -> dict[str, Any]:
 def _limits(subject: Subject, config: CompareConfig) -> list[Problem]:
     """What of the settings the model cannot do."""
     found = []
-    limit = max_tokens(subject.config)
+    limit = position_limit(subject.config)
     if limit is not None and config.length > limit:
         what = f"{config.length} exceeds the {limit} positions of {subject.text!r}."
         found.append(Problem("--length", what, f"Give at most {limit}."))

@@ -27,7 +27,7 @@ from stillhouse.comparison.config import TASK
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subject
 from stillhouse.evaluation.worker import peak_memory_mb
 from stillhouse.models import checkpoints
-from stillhouse.models.families import max_tokens
+from stillhouse.models.bert_like import position_limit
 from stillhouse.tasks import get_task
 
 __all__ = ["FIRST_ID", "Worker"]
@@ -114,7 +114,7 @@ class Worker:
         assert self._subject is not None and self._subject.checkpoint is not None
         task = get_task(TASK)
         tokenizer = checkpoints.load_tokenizer(self._subject.checkpoint, WHERE)
-        longest = min(tokenizer.model_max_length, _MAX_TOKENS, max_tokens(self._subject.config) or _MAX_TOKENS)
+        longest = min(tokenizer.model_max_length, _MAX_TOKENS, position_limit(self._subject.config) or _MAX_TOKENS)
         with open(texts, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         found = []

@@ -16,12 +16,13 @@ from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.export.config import PackageConfig
 from stillhouse.models.checkpoints import check_reference
+from stillhouse.models.students import student_problems
 from stillhouse.progress import Step
 from stillhouse.redaction import holds_credentials
 from stillhouse.registry import LOCK_SUFFIX, MlflowRegistry, RegisterConfig, RegisteredChampion
 from stillhouse.serving.repository import ServingOptions
 from stillhouse.tasks import TASKS, get_task
-from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
+from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig, PruneSettings
 from stillhouse.training.scale import ScaleConfig
 from stillhouse.versions import step_versions
 
@@ -134,17 +135,28 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
             name="student",
             epochs=p["student_epochs"],
             learning_rate=p["student_learning_rate"],
+            student=p["student"],
             layers=p["distill_layers"],
+            albert_embedding_size=p["albert_embedding_size"],
+            albert_layers=p["albert_layers"],
             distillation=distillation,
+            pruning=PruneSettings(
+                heads=p["student_prune_heads"],
+                ffn=p["student_prune_ffn"],
+                sparsity=p["student_sparsity"],
+                epochs=p["prune_epochs"],
+            ),
             **common,
         ).problems,
-        *(partial(check_reference, p[role], role) for role in ("teacher", "albert") if checkpoints),
+        *(partial(check_reference, p[role], role) for role in ("teacher", "albert", "student") if checkpoints),
+        lambda: _student_problems(p) if checkpoints else [],
         PackageConfig(
             served_name=p["model_name"],
             precisions=p["precisions"],
             fp32_tolerance=p["fp32_tolerance"],
             fp16_tolerance=p["fp16_tolerance"],
             int8_tolerance=p["int8_tolerance"],
+            calibration_rows=p["calibration_rows"],
             options=ServingOptions(**{field.name: p[field.name] for field in fields(ServingOptions)}),
         ).problems,
         lambda: EvaluateConfig(
@@ -187,6 +199,12 @@ def _credential_problems(parameters: Mapping[str, Any]) -> list[Problem]:
         for name in _HARMLESS
         if holds_credentials(str(parameters.get(name) or ""))
     ]
+
+
+def _student_problems(parameters: Mapping[str, Any]) -> list[Problem]:
+    p = parameters
+    alone = p["distill_cosine_weight"] > 0 and not (p["distill_soft_weight"] or p["distill_hard_weight"])
+    return student_problems(p["student"], p["teacher"], p["distill_layers"], hidden_states_alone=alone)
 
 
 def _chart_problems(parameters: Mapping[str, Any], found: Sequence[Problem]) -> list[Problem]:

@@ -1,8 +1,8 @@
 """ALBERTs: which parts their layers share, and how to make one from a BERT.
 
 Source: Lan et al. 2019, arXiv:1909.11942, section 3.1 (factorised embedding parameterisation, cross-layer parameter
-sharing) and section 4.5 (sharing attention or feed-forward networks alone). Making an ALBERT from a trained BERT, rather
-than pretraining it, is our own; it needs distillation afterwards.
+sharing) and section 4.5 (sharing attention or feed-forward networks alone). Making an ALBERT from a trained BERT,
+rather than pretraining it, is our own; it needs distillation afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.families import first_position, require_bert_like
+from stillhouse.models.bert_like import first_position, require_bert_like
 from stillhouse.models.shape import FIELD, PARTIAL_SHARING
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def sharing_fields(fields: Mapping[str, Any], parameter: str) -> dict[str, Any]:
 
 
 def layer_sharing_of(config: Any) -> str:
-    """What the layers of an ALBERT with that config share; `groups` where it is everything within each of some groups."""
+    """What the layers of an ALBERT with that config share; `groups` where each of several groups shares all."""
     partial = (getattr(config, FIELD, None) or {}).get("layer_sharing")
     if partial:
         return str(partial)
@@ -178,8 +178,8 @@ def albert_from_bert(
     vocabulary, weighted alike, at random positions.
 
     What the layers share (`layer_sharing`: all, attention, ffn or none) starts as the mean over the teacher's blocks:
-    attention heads of different layers do not correspond, but the mean keeps the scale and bias that residual stream and
-    LayerNorm expect. What is a layer's own is copied from the teacher's layer at the same share of the depth. The
+    attention heads of different layers do not correspond, but the mean keeps the scale and bias that residual stream
+    and LayerNorm expect. What is a layer's own is copied from the teacher's layer at the same share of the depth. The
     pooler, or the layer that a RoBERTa has in its place, and the classifier are copied.
 
     Raises:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import InputError, Problem
 from stillhouse.models.albert import sharing_fields
-from stillhouse.models.families import BERT_LIKE
+from stillhouse.models.bert_like import BERT_LIKE
 from stillhouse.models.references import Reference, parse_reference
-from stillhouse.models.shape import apply_shape, own_shape, shape_problems
+from stillhouse.models.shape import FIELD, apply_shape, shape_problems
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +165,7 @@ def build_model(config: PretrainedConfig, auto_class: str, parameter: str = "che
 
 
 def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapping[str, Any]) -> PreTrainedModel:
-    """The checkpoint with the task's head, in evaluation mode; a head of another size, or none, is replaced by a fresh one.
+    """The checkpoint with the task's head; a head of another size, or none, is replaced by a fresh one.
 
     Raises:
         InputError: the weights are missing, pickled, or of an architecture without such a head.
@@ -176,7 +176,7 @@ def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapp
     config = load_config(reference, parameter, head)
     loader = getattr(transformers, auto_class)
     try:
-        if own_shape(config):
+        if getattr(config, FIELD, None):
             return _load_own_shape(reference, parameter, auto_class, config)
         return loader.from_pretrained(
             reference.location,
@@ -193,9 +193,7 @@ def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapp
         ) from None  # fmt: skip
 
 
-def _load_own_shape(
-    reference: Reference, parameter: str, auto_class: str, config: PretrainedConfig
-) -> PreTrainedModel:
+def _load_own_shape(reference: Reference, parameter: str, auto_class: str, config: PretrainedConfig) -> PreTrainedModel:
     """A checkpoint that `from_pretrained` would build in another shape than it has."""
     from safetensors.torch import load_file
     from transformers.utils import cached_file
@@ -212,8 +210,8 @@ def _load_own_shape(
     missing = sorted(name for name in encoder if id(own[name]) not in filled)
     if missing:
         raise InputError(
-            Problem(parameter, f"{reference.text!r} has no {missing[0]} of the shape {tuple(own[missing[0]].shape)} that "
-                    f"its config names ({len(missing)} such).", "Save it again with the release that made it.")
+            Problem(parameter, f"{reference.text!r} has no {missing[0]} of the shape {tuple(own[missing[0]].shape)} "
+                    f"that its config names ({len(missing)} such).", "Save it again with the release that made it.")
         )  # fmt: skip
     fresh = sorted(name for name, value in own.items() if id(value) not in filled)
     if fresh:

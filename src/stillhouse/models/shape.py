@@ -2,12 +2,13 @@
 
 A model of such a shape says so in its config's field `stillhouse`, a dict that `config.json` keeps:
 
-    layer_sharing    "attention" or "ffn": the part that all layers of an ALBERT share, while the other is each layer's own
+    layer_sharing    "attention" or "ffn": what all layers of an ALBERT share, while the other part is each layer's own
     heads, neurons   attention heads and feed-forward neurons of each layer, where some were pruned away
     layer_norm_eps   of every LayerNorm, where the family has a fixed one (DistilBERT)
 
-The classes of transformers know nothing of the field: they would build such a model in the plain shape, and fill what is
-not in the file with random weights. `stillhouse.models.checkpoints.load_model` therefore builds it with `apply_shape`.
+The classes of transformers know nothing of the field: they would build such a model in the plain shape, and fill what
+is not in the file with random weights. `stillhouse.models.checkpoints.load_model` therefore builds it with
+`apply_shape`.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def shape_problems(config: PretrainedConfig, parameter: str) -> list[Problem]:
 
 
 def apply_shape(model: PreTrainedModel, parameter: str = "checkpoint") -> PreTrainedModel:
-    """Give a freshly built `model` the shape of its own that its config names, and return it; again, it changes nothing.
+    """Give a freshly built `model` the shape of its own that its config names, and return it; idempotent.
 
     Works on the meta device too.
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["Distillation", "TaskTrainer", "train"]
+__all__ = ["Distillation", "TaskTrainer", "total_steps", "train"]
 
 _log = logging.getLogger(__name__)
 _ONE_THREAD_WIDTH = 128
@@ -111,6 +111,12 @@ class TaskTrainer(Trainer):
         # Each term is a mean over the micro-batch, so the Trainer must divide by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Of tensors that are tied a checkpoint holds one; with it, all have been loaded.
+        tied = self.model.all_tied_weights_keys
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> _GroupedSampler:
         # Not from the argument, which lacks the columns that the model does not take.
         lengths = list(self.train_dataset["length"])
@@ -169,6 +175,15 @@ class _Watch(TrainerCallback):
             self._store.push()
 
 
+def total_steps(config: TrainConfig, rows: int) -> int:
+    """Optimizer steps of a training on so many rows, unless it stops early."""
+    return math.ceil(config.epochs * _steps_per_epoch(config, rows))
+
+
+def _steps_per_epoch(config: TrainConfig, rows: int) -> int:
+    return math.ceil(rows / (config.batch_size * config.gradient_accumulation_steps * ranks.world_size()))
+
+
 def train(
     config: TrainConfig,
     *,
@@ -180,20 +195,23 @@ def train(
     store: CheckpointStore,
     distillation: Distillation | None = None,
     step: Step | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    first_evaluation: int = 0,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Train `model` in place, from the store's latest checkpoint if there is one, and leave it at its best evaluation.
 
     Args:
         train_rows: encoded rows with `input_ids`, `labels` and `length`.
         validation_rows: the same.
+        callbacks: told of the training's events, beside those that every training has.
+        first_evaluation: the optimizer step before which nothing is evaluated, and so nothing can be the best.
 
     Returns:
         The best model's metrics on the validation rows, and the history of losses and evaluations by step.
     """
     from transformers import DataCollatorWithPadding
 
-    batch = config.batch_size * config.gradient_accumulation_steps * ranks.world_size()
-    steps_per_epoch = math.ceil(len(train_rows) / batch)
+    steps_per_epoch = _steps_per_epoch(config, len(train_rows))
     interval = max(1, math.ceil(steps_per_epoch / config.evaluations_per_epoch))
     on_gpu = torch.cuda.is_available()
     if not on_gpu and model.config.hidden_size <= _ONE_THREAD_WIDTH:
@@ -211,6 +229,7 @@ def train(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         eval_strategy="steps",
         eval_steps=interval,
+        eval_delay=first_evaluation,
         save_strategy="steps",
         save_steps=interval,
         save_total_limit=2,
@@ -233,9 +252,9 @@ def train(
         # unused weights costs little beside a step.
         ddp_find_unused_parameters=True,
     )
-    callbacks: list[TrainerCallback] = [_Watch(step, store)]
+    watching: list[TrainerCallback] = [_Watch(step, store), *callbacks]
     if config.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience))
+        watching.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience))
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         logits = torch.from_numpy(np.asarray(prediction.predictions))
@@ -249,7 +268,7 @@ def train(
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if on_gpu else None),
         compute_metrics=compute_metrics,
-        callbacks=callbacks,
+        callbacks=watching,
         task=task,
         distillation=distillation,
     )

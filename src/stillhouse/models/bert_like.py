@@ -1,19 +1,28 @@
-"""What the code must know of families of models: which are built as BERT is, and how each counts positions."""
+"""Families that are built as BERT is, so that students can be made of their parts, and how each counts positions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.shape import own_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["BERT_LIKE", "first_position", "hidden_layers", "max_tokens", "require_bert_like"]
+__all__ = ["BERT_LIKE", "first_position", "hidden_layers", "position_limit", "require_bert_like"]
 
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert")
 """Families whose embeddings and blocks are BERT's, so that a student can be made of their parts (MiniLM is a BERT)."""
-_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "roberta-prelayernorm", "xlm-roberta-xl")
+_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "longformer",
+    "mpnet",
+    "roberta-prelayernorm",
+    "xlm-roberta-xl",
+)
 """Families that number positions from one more than the id of the padding token, as RoBERTa does."""
 
 
@@ -22,10 +31,10 @@ def first_position(config: PretrainedConfig) -> int:
     return int(config.pad_token_id) + 1 if config.model_type in _AFTER_PADDING else 0
 
 
-def max_tokens(config: PretrainedConfig) -> int | None:
+def position_limit(config: PretrainedConfig) -> int | None:
     """Tokens of the longest text that the model has positions for; None where there is no such limit."""
-    rows = getattr(config, "max_position_embeddings", None)
-    return int(rows) - first_position(config) if rows and rows > 0 else None  # XLNet says -1
+    rows = int(getattr(config, "max_position_embeddings", None) or 0)
+    return rows - first_position(config) if rows > 0 else None  # XLNet says -1
 
 
 def hidden_layers(config: PretrainedConfig) -> int:
@@ -41,7 +50,7 @@ def require_bert_like(teacher: PreTrainedModel, made: str) -> Any:
         made: what is to be made of it, such as `a DistilBERT`.
 
     Raises:
-        InputError: it is of another family.
+        InputError: it is of another family, or pruned.
     """
     family = teacher.config.model_type
     if family not in BERT_LIKE:
@@ -49,4 +58,7 @@ def require_bert_like(teacher: PreTrainedModel, made: str) -> Any:
             Problem("teacher", f"is of the family {family!r}; {made} is made from one of: {', '.join(BERT_LIKE)}.",
                     "Give such a checkpoint.")
         )  # fmt: skip
+    if {"heads", "neurons"} & set(own_shape(teacher.config)):
+        what = f"has heads or neurons pruned away, and {made} has equal layers."
+        raise InputError(Problem("teacher", what, "Give the checkpoint from before the pruning."))
     return teacher.base_model
