@@ -14,7 +14,8 @@ from stillhouse.data.config import DataConfig
 from stillhouse.data.prepare import prepare_dataset
 from stillhouse.pretraining import CorpusConfig, PretrainConfig, prepare_corpus, pretrain
 from stillhouse.tasks import get_task
-from stillhouse.training import DistillConfig, FinetuneConfig, distill, finetune
+from stillhouse.training import DistillConfig, FinetuneConfig, PruneSettings
+from stillhouse.training.steps import distill, finetune
 
 TEACHER = "minilm://"
 LAYERS = "2,4,6"
@@ -107,8 +108,6 @@ def distilled(
     def make(content: Path) -> None:
         extra: dict[str, Any] = {}
         if prune:
-            from stillhouse.training.config import PruneSettings
-
             extra["pruning"] = PruneSettings(**prune)
         if str(student) == "teacher://":
             extra["layers"] = LAYERS
