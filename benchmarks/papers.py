@@ -144,7 +144,7 @@ GPU: dict[str, dict[str, Any]] = {
                 "seeds": [1, 2, 3], "learning_rate": 5e-5, "epochs": 3.0},
     "sst2": {**LAPTOP["sst2"], "rows": 67349, "wiki_steps": 50000, "wiki_batch_size": 128, "sequence_length": 128},
 }  # fmt: skip
-_TINY = {**_small(2, 64, 64, 8, 1e-3, vocabulary=400, documents=60, rows=64), "probe_steps": [1, 3], "test_rows": 32,
+_TINY = {**_small(2, 64, 64, 8, 1e-3, vocabulary=400, documents=400, rows=64), "probe_steps": [1, 3], "test_rows": 32,
          "evaluation_rows": 64, "epochs": 1.0}  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {
     "parameters": {},
@@ -172,7 +172,7 @@ def study_of(part: str, given: argparse.Namespace) -> Study:
 
 
 def main() -> int:
-    """Run the parts named on the command line, or all; 1 where a claim fails."""
+    """Run the parts named on the command line, or all; 1 where a claim fails, unless only the script is tried."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="for each part")
@@ -202,7 +202,7 @@ def main() -> int:
             print(f"       scaled to the budget: {entry}", flush=True)
         print(f"       {study.output / part}.md", flush=True)
         failed += sum(not claim["holds"] for claim in study.claims)
-    return 1 if failed else 0
+    return 1 if failed and given.scale != "quick" else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -76,7 +76,8 @@ class Study:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found
         begin = time.monotonic()
-        found = make()
+        with self.quiet():
+            found = make()
         found["seconds"] = round(time.monotonic() - begin, 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -94,9 +95,20 @@ class Study:
         begin = time.monotonic()
         content = folder / "content"
         folder.mkdir(parents=True)
-        make(content)
+        with self.quiet():
+            make(content)
         (folder / "done").write_text(f"{time.monotonic() - begin:.1f}\n", encoding="utf-8")
         return folder
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What trainings print goes to the end of papers.log."""
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        self.state.mkdir(parents=True, exist_ok=True)
+        with (self.state / "papers.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+            yield
 
     @property
     def checkpoints(self) -> str:
