@@ -22,7 +22,7 @@ def _query(fields: dict[str, Any]) -> str:
 
 
 def _majority(study: Study, texts: Path, asked: str) -> float:
-    """The share of the commoner label among the pairs that a model is asked about: what one gets for knowing nothing."""
+    """Share of the commoner label among the pairs that a model is asked about: what one gets for knowing nothing."""
     plan = study.settings
 
     def make() -> dict[str, Any]:
@@ -71,9 +71,9 @@ def sentences(study: Study) -> None:
     mean = {pair: statistics.fmean(values) for pair, values in found.items()}
     study.figures = {f"{trained} on {asked}": values for (trained, asked), values in found.items()}
     study.claim("accuracy on SOP: SOP-trained less NSP-trained", mean["sop", "sop"] - mean["nsp", "sop"], low=0.05)
-    study.claim("NSP-trained model's accuracy on SOP, less that of the commoner label", mean["nsp", "sop"] - chance["sop"],
+    study.claim("accuracy on SOP: NSP-trained less the commoner label", mean["nsp", "sop"] - chance["sop"],
                 high=0.05)  # fmt: skip
-    study.claim("SOP-trained model's accuracy on NSP, less that of the commoner label", mean["sop", "nsp"] - chance["nsp"],
+    study.claim("accuracy on NSP: SOP-trained less the commoner label", mean["sop", "nsp"] - chance["nsp"],
                 low=0.02)  # fmt: skip
     spread = 196 * (0.25 / plan["test_rows"]) ** 0.5
     study.notes += [
@@ -207,8 +207,9 @@ def _perplexity_and_sst2(study: Study, model: Path, texts: Path, data: Path, see
     plan = study.settings
 
     def make() -> dict[str, Any]:
-        task = tuned(study, "pretrained", str(model), data, epochs=plan["epochs"], learning_rate=plan["learning_rate"],
-                     seed=seed)  # fmt: skip
+        longest = min(128, plan["pretraining"]["sequence_length"])
+        task = tuned(study, "pretrained", str(model), data, epochs=plan["epochs"], seed=seed, max_length=longest,
+                     learning_rate=plan["learning_rate"])  # fmt: skip
         return {
             "perplexity": perplexity(model, texts, rows=plan["test_rows"], seed=1),
             "sst2": accuracy_on_test(task, data),

@@ -103,9 +103,10 @@ class Study:
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """What trainings print goes to the end of papers.log."""
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
         disable_progress_bar()
+        set_verbosity_error()  # of heads that are fresh, or not used, as they are to be
         self.state.mkdir(parents=True, exist_ok=True)
         with (self.state / "papers.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
             yield
