@@ -133,7 +133,7 @@ def ablation(study: Study) -> None:
     of_teacher = _perplexity_and_sst2(study, teacher, texts, data, plan["seeds"][0])
     full = statistics.fmean(found["triple loss, copied layers"]["sst2"])
     study.table(
-        ["Student", "Perplexity", "SST-2 test", "Points lost", "GLUE in the paper"],
+        ["Student", "Perplexity", "SST-2 test", "Change in points", "GLUE in the paper"],
         [[name, mean_and_spread(entry["perplexity"], 1), mean_and_spread(entry["sst2"]),
           "" if not REMOVED[name] else f"{100 * (statistics.fmean(entry['sst2']) - full):+.2f}", REMOVED[name]]
          for name, entry in found.items()]
