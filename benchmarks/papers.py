@@ -152,7 +152,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "sentences": {**_TINY, "steps": 6, "seeds": [1]},
     "ablation": {**_TINY, "student": _student(1, 64, 64), "teacher_steps": 4, "steps": 3, "seeds": [1, 2]},
     "sharing": {**_TINY, "steps": 4, "seeds": [1]},
-    "sst2": {**LAPTOP["sst2"], "rows": 64, "evaluation_rows": 32, "documents": 20, "seeds": [1], "teacher_epochs": 1.0,
+    "sst2": {**LAPTOP["sst2"], "rows": 64, "evaluation_rows": 32, "documents": 400, "seeds": [1], "teacher_epochs": 1.0,
              "student_epochs": 1.0, "albert_epochs": 1.0, "sequence_length": 32, "wiki_batch_size": 4, "wiki_steps": 3,
              "head_steps": 2, "probe_steps": [1, 2], "probe_rows": 32},
     "compression": {**LAPTOP["compression"], "length": 16, "rounds": 2},
