@@ -79,7 +79,8 @@ def _int8_speed(study: Study) -> None:
 def _int8_accuracy(study: Study) -> None:
     """SST-2 test accuracy of the trained students in each precision, as packaged."""
     from stillhouse.data.dataset import read_split
-    from stillhouse.export import PackageConfig, package_model
+    from stillhouse.export.config import PackageConfig
+    from stillhouse.export.package import package_model
     from stillhouse.serving.runtime import PackageRuntime
 
     data = dataset(study.sibling)
