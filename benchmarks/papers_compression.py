@@ -46,11 +46,14 @@ def _int8_speed(study: Study) -> None:
     from transformers import set_seed
 
     from stillhouse.export.onnx import export_onnx, quantise_int8
+    from stillhouse.export.static_int8 import quantise_int8_static
     from stillhouse.models import checkpoints
     from stillhouse.tasks import get_task
 
     task = get_task("classification")
     length = study.settings["length"]
+    draw = np.random.default_rng(1).integers(1000, 5000, (4, 8, length))
+    batches = [{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in draw]
     rows, found = [], {}
     for name, least in (("distilbert-base", 2.5), ("albert-base", 2.8)):
 
@@ -60,20 +63,24 @@ def _int8_speed(study: Study) -> None:
             model = checkpoints.build_model(parse_subject(name).config, task.auto_class).eval()
             export_onnx(model, task, content / "fp32.onnx")
             quantise_int8(content / "fp32.onnx", content / "int8.onnx")
+            quantise_int8_static(content / "fp32.onnx", content / "int8-static.onnx", batches)
 
-        folder = study.artifact(f"onnx-{name}", {"name": name, "revision": 1}, build) / "content"
-        paths = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "int8")}
+        folder = study.artifact(f"onnx-{name}", {"name": name, "length": length, "revision": 2}, build) / "content"
+        paths = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "int8", "int8-static")}
         times = _timed_sessions(study, paths, length)
-        speedup = ratio(times, "fp32", "int8")
-        sizes = {precision: path.stat().st_size / 1e6 for precision, path in paths.items()}
-        rows.append([name, *(f"{1000 * statistics.median(times[p]):.1f} ms" for p in paths),
-                     f"{speedup:.2f}×", *(f"{size:.1f} MB" for size in sizes.values())])  # fmt: skip
-        found[name] = {"speedup": speedup, "megabytes": sizes}
+        speedup, static = ratio(times, "fp32", "int8"), ratio(times, "fp32", "int8-static")
+        sizes = {precision: paths[precision].stat().st_size / 1e6 for precision in ("fp32", "int8")}
+        milliseconds = [f"{1000 * statistics.median(times[precision]):.1f} ms" for precision in paths]
+        rows.append([name, milliseconds[0], milliseconds[1], f"{speedup:.2f}×", milliseconds[2], f"{static:.2f}×",
+                     *(f"{size:.1f} MB" for size in sizes.values())])  # fmt: skip
+        found[name] = {"speedup": speedup, "static": static, "megabytes": sizes}
         study.claim(f"INT8 of the {name} shape is so many times as fast as its FP32 ONNX", speedup, low=least)
-    study.table(["Shape", "FP32", "INT8", "Faster", "FP32 on disk", "INT8 on disk"], rows)
+    titles = ["Shape", "FP32", "INT8", "Faster", "Static INT8", "Faster", "FP32 on disk", "INT8 on disk"]
+    study.table(titles, rows)
     study.figures["int8_speed"] = found
-    study.bars("compression", "INT8 against FP32, ONNX Runtime", list(found),
-               {"times as fast": [entry["speedup"] for entry in found.values()]}, "×")  # fmt: skip
+    kinds = {"INT8": "speedup", "static INT8": "static"}
+    series = {title: [entry[kind] for entry in found.values()] for title, kind in kinds.items()}
+    study.bars("compression", "Times as fast as FP32, ONNX Runtime", list(found), series, "×")
 
 
 def _int8_accuracy(study: Study) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import statistics
 import sys
@@ -107,6 +108,7 @@ class Study:
 
         disable_progress_bar()
         set_verbosity_error()  # of heads that are fresh, or not used, as they are to be
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of torchvision, which nothing here needs
         self.state.mkdir(parents=True, exist_ok=True)
         with (self.state / "papers.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
             yield
