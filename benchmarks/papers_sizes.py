@@ -51,10 +51,18 @@ def parameters(study: Study) -> None:
         "embedding parameters that factorisation saves, base size", 1 - albert.embedding / bert.embedding, low=0.8
     )
     study.claim("encoder parameters that sharing saves, base size", 1 - albert.encoder / bert.encoder, low=0.7)
-    for name, unit in zip(NAMED, (10, 10, 1, 1, 1, 10, 1), strict=True):
-        if name != "albert-xxlarge":
-            off = abs(unit * round(counts[name].parameters / 1e6 / unit) - PUBLISHED[name].parameters / 1e6)
-            study.claim(f"{name} is off the paper's number once rounded as there, in millions", off, high=0)
+    rounding = {
+        "bert-base": 10,
+        "bert-large": 10,
+        "distilbert-base": 1,
+        "albert-base": 1,
+        "albert-large": 1,
+        "albert-xlarge": 10,
+    }
+    off = [abs(unit * round(counts[name].parameters / 1e6 / unit) - PUBLISHED[name].parameters / 1e6)
+           for name, unit in rounding.items()]  # fmt: skip
+    study.claim("models, but for albert-xxlarge, whose count is not the paper's once rounded as there",
+                sum(value > 0 for value in off), high=0)  # fmt: skip
     study.notes += [f"{name}: {PUBLISHED[name].note}" for name in NAMED if PUBLISHED[name].note]
     heads = {name: _with_heads(name) for name in ("distilbert-base", "bert-base")}
     study.notes.append(

@@ -170,7 +170,7 @@ class Study:
     def write(self, seconds: float) -> None:
         """Write PART.md, PART.json and the plots; with `docs`, also docs/science.md between its marks."""
         self.output.mkdir(parents=True, exist_ok=True)
-        machine = describe_machine(available_cores())
+        machine = describe_machine(available_cores()) | _gpu()
         body = {
             "part": self.part,
             "settings": dict(self.settings),
@@ -210,6 +210,13 @@ class Study:
             f"threads{gpu}."
         )
         return "\n".join(parts) + "\n"
+
+
+def _gpu() -> dict[str, str]:
+    """The GPU that trainings ran on, where there is one."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def with_block(document: str, part: str, text: str) -> str:
