@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from stillhouse.comparison import CompareConfig, compare
 from stillhouse.data.demo import reviews
@@ -30,21 +30,12 @@ class Heard(Step):
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rows") / "rows.tsv"
-    lines = [f"{text}\t{label}" for text, label in reviews(60, seed=3)]
-    path.write_text("\n".join(["review\tverdict", *lines]) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of reviews with random weights, whose labels are not in alphabetical order."""
     folder = tmp_path_factory.mktemp("checkpoints") / "judge"
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     tokenizer = train_tokenizer([text for text, _ in reviews(100, seed=1)], 300, 64)
     labels = ["positive", "negative"]
-    assert {label for _, label in reviews(60, seed=3)} == set(labels)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=64, max_position_embeddings=64, initializer_range=0.5,
                         id2label=dict(enumerate(labels)))  # fmt: skip
@@ -53,20 +44,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def accuracy_of(folder: Path, rows: Path) -> float:
-    """Text by text, without anything of the comparison."""
-    from transformers import AutoTokenizer
-
-    model = BertForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    right = 0
-    lines = rows.read_text(encoding="utf-8").splitlines()[1:]
-    for line in lines:
-        text, label = line.split("\t")
+@pytest.fixture(scope="module")
+def rows(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 reviews with the labels that the checkpoint gives them, asked one by one; every fourth has the other one."""
+    model = BertForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    lines = ["review\tverdict"]
+    answers = []
+    for row, (text, _) in enumerate(reviews(60, seed=3)):
+        encoded = tokenizer(text, truncation=True, max_length=64, return_tensors="pt", return_token_type_ids=False)
         with torch.no_grad():
-            encoded = tokenizer(text, truncation=True, max_length=64, return_tensors="pt", return_token_type_ids=False)
-            right += model.config.id2label[int(model(**encoded).logits.argmax())] == label
-    return right / len(lines)
+            answers.append(int(model(**encoded).logits.argmax()))
+        lines.append(f"{text}\t{model.config.id2label[answers[-1] ^ (row % 4 == 0)]}")
+    assert 10 < sum(answers) < 50  # else a constant answer, or another row's, would be as good
+    path = tmp_path_factory.mktemp("rows") / "rows.tsv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 @pytest.mark.slow
@@ -91,8 +84,7 @@ def test_two_models_by_turns_and_a_quality_for_the_one_that_has_a_head(
         assert 0 < entry["model_memory_mb"] < entry["peak_memory_mb"] <= entry["training_memory_mb"]
     assert first["quality"] is None and first["quality_note"] == "it has no trained classification head"
     assert judge["weights"] == "checkpoint" and judge["name"] == "judge"
-    # Weights were trained on afterwards, so this was judged before.
-    assert judge["quality"]["accuracy"] == pytest.approx(accuracy_of(checkpoint, rows))
+    assert judge["quality"]["accuracy"] == 0.75
     low, high = judge["quality"]["interval"]
     assert low <= judge["quality"]["accuracy"] <= high
     assert {entry["model"] for entry in document["recommendations"].values()} == {"judge"}
