@@ -146,7 +146,7 @@ def _print(console: Console, document: Mapping[str, Any]) -> None:
         if columns:
             table = Table(box=box.SIMPLE_HEAD)
             for column, _ in columns:
-                table.add_column(column.title, justify="right" if column.number else "left", overflow="fold")
+                table.add_column(column.title, justify="right" if column.number else "left", no_wrap=True)
             for cells in table_cells(models, columns):
                 table.add_row(*map(Text, cells))
             console.print(table)

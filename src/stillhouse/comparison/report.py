@@ -79,10 +79,10 @@ _MEASURES: tuple[tuple[Column, _Cell], ...] = (
     (Column("latency", "Latency"), lambda e: _ratio(e["latency_ratio"])),
     (Column("throughput", "Sentences/s"), lambda e: f"{e['throughput']:,.3g}"),
     (Column("throughput_ratio", "Throughput"), lambda e: _ratio(e["throughput_ratio"])),
-    (Column("memory", "Peak memory"), lambda e: f"{e['peak_memory_mb']:,.0f} MB"),
-    (Column("own", "of the model"), lambda e: f"{e['model_memory_mb']:,.0f} MB"),
-    (Column("step", "Training step ms"), lambda e: _milliseconds(e["training_step_ms"])),
-    (Column("step_ratio", "Training step"), lambda e: _ratio(e["training_step_ratio"])),
+    (Column("memory", "Memory"), lambda e: f"{e['peak_memory_mb']:,.0f} MB"),
+    (Column("own", "Model's"), lambda e: f"{e['model_memory_mb']:,.0f} MB"),
+    (Column("step", "Step ms"), lambda e: _milliseconds(e["training_step_ms"])),
+    (Column("step_ratio", "Step"), lambda e: _ratio(e["training_step_ratio"])),
 )
 
 
@@ -145,7 +145,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         parts.append(
             f"Measured in FP32 in PyTorch, a process for each model, by turns over {settings['rounds']} rounds; "
             f"sentences of {settings['length']} tokens, batches of {settings['batch_size']}; ratios are against "
-            f"{models[0]['name']}. {machine['processor']}, {machine['threads']} threads.\n"
+            f"{models[0]['name']}. Memory is the peak of the process that answers, and the model's what that is above the "
+            f"libraries; a step is one of training, with AdamW. {machine['processor']}, {machine['threads']} threads.\n"
         )
     parts += [f"- **{use}**: {entry['model']}. {entry['reason']}" for use, entry in document["recommendations"].items()]
     said = notes(document)
