@@ -23,7 +23,16 @@ from stillhouse.cli.bench import app as bench
 from stillhouse.cli.deploy import deploy, status
 from stillhouse.cli.fetch import fetch
 from stillhouse.cli.kubeflow import schedule, submit
-from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
+from stillhouse.cli.options import (
+    AsJson,
+    ServedModel,
+    ServedUrl,
+    TlsAuthority,
+    TlsCertificate,
+    TlsKey,
+    WithTls,
+    tls_settings,
+)
 from stillhouse.cli.output import print_error
 from stillhouse.cli.publish import publish
 from stillhouse.cli.releases import releases, rollback
@@ -139,12 +148,18 @@ def predict(
     ] = None,
     url: ServedUrl = None,
     model: ServedModel = None,
+    tls: WithTls = False,
+    tls_ca: TlsAuthority = None,
+    tls_cert: TlsCertificate = None,
+    tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a served model about texts, over gRPC."""
+    from stillhouse.cli.extras import require
     from stillhouse.cli.predict import predict as ask
 
-    ask(texts or [], url, model, as_json=as_json)
+    require("tritonclient", "client", "`stillhouse predict`")
+    ask(texts or [], url, model, tls=tls_settings(tls, tls_ca, tls_cert, tls_key), as_json=as_json)
 
 
 @app.command()
