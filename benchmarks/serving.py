@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import psutil
 from serving_rivals import InProcess, TransformersPipeline, mlserver
 
@@ -262,19 +263,23 @@ def overload(bench: Bench) -> None:
 
 
 def soak(bench: Bench) -> None:
-    """70% of the knee's throughput, as an open loop, after a minute to get warm."""
+    """70% of the knee's throughput, as an open loop, after two minutes in which queue and arenas find their size."""
     with served(bench) as (config, status):
         _, rate = bench.knee(status)
         with punctual():
-            warm = run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(60))
-            before = memory(config)
-            long = run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(600))
-        after = memory(config)
-    bench.note("soak", {**long.to_dict(), "bytes before": before, "bytes after": after})
-    bench.claim(
-        "errors in ten minutes at 70% of the knee", sum(warm.errors.values()) + sum(long.errors.values()), high=0
-    )
-    bench.claim("growth of memory", after / before - 1, high=0.02)
+            parts = [run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(120))]
+            held = [memory(config)]
+            for _ in range(10):
+                parts.append(
+                    run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(60))
+                )
+                held.append(memory(config))
+    latencies = np.concatenate([part.latencies for part in parts[1:]])
+    bench.note("soak: requests", sum(part.requests for part in parts))
+    bench.note("soak: p50 and p99, ms", [round(float(value), 1) for value in np.percentile(latencies, (50, 99))])
+    bench.note("soak: MB held, each minute", [round(value / 1e6, 1) for value in held])
+    bench.claim("errors in ten minutes at 70% of the knee", sum(sum(part.errors.values()) for part in parts), high=0)
+    bench.claim("growth of memory", held[-1] / held[0] - 1, high=0.02)
 
 
 def releases(bench: Bench) -> None:
@@ -402,14 +407,18 @@ def copy_release(package: Path, target: Path, version: str) -> None:
 
 
 def memory(config: ServerConfig) -> int:
-    """Bytes that the server and its Python processes have for themselves, and their share of what they share."""
+    """Bytes that the server and its Python processes have for themselves, and what they share with one another.
+
+    Pages of libraries count for nothing: whose they are changes with every other process that loads the same library.
+    """
     status = read_status(config.folder)
     assert status is not None
     server = psutil.Process(status.server_pid)
     total = 0
     for process in (server, *server.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            total += process.memory_full_info().pss
+            for part in process.memory_maps():
+                total += part.pss if part.path.startswith("/dev/shm/") else part.private_clean + part.private_dirty
     return total
 
 

@@ -22,7 +22,7 @@ from stillhouse.deploy.kubernetes.helm import Helm, HelmError
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision, SmokeTestFailed
 from stillhouse.deploy.kubernetes.settings import chart_label
 from stillhouse.deploy.kubernetes.values import Pinned, canary_values, pin, release_values, same_release
-from stillhouse.deploy.shelf import PLAIN_TEXTS
+from stillhouse.deploy.smoke import PLAIN_TEXTS
 from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, Registry, move_champion, record_service
 from stillhouse.errors import InputError, Problem, ServingError
 from stillhouse.evaluation.table import CHAMPION
