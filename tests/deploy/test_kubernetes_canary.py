@@ -156,7 +156,7 @@ def test_a_canary_that_cannot_be_judged(world: World, metrics: Metrics) -> None:
 def test_nobody_to_judge_it(world: World) -> None:
     world.deploy("1")
     before = world.revisions()
-    with pytest.raises(ServingError, match="127.0.0.1:9"):
+    with pytest.raises(ServingError, match=r"127\.0\.0\.1:9"):
         world.deploy("2", canary_weight=10, prometheus_url="http://127.0.0.1:9")
     assert world.state == ({"stable": "1"}, "1")
     assert world.revisions() == before, "the canary was not to come up at all"
