@@ -181,6 +181,9 @@ def test_a_resumed_training_keeps_ties_and_makes_the_same_weights(
     model = load(tmp_path / "resumed")
     assert layer_sharing_of(model.config) == "attention"
     assert parameter_count(model) == whole.parameters
+    first_block, last_block = (group.albert_layers[0] for group in model.albert.encoder.albert_layer_groups)
+    assert first_block.attention.value.weight is last_block.attention.value.weight
+    assert not torch.equal(first_block.ffn.weight, last_block.ffn.weight)
 
 
 def test_the_components_hand_on_what_the_student_is_to_be(teacher: Path, dataset: Path, tmp_path: Path):
