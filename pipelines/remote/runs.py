@@ -21,7 +21,7 @@ from stillhouse.training.scale import local_path
 __all__ = ["create_run", "experiment_id", "follow", "get_run", "run_link", "submission_problems"]
 
 _SPLITS = ("data", "validation_data", "test_data")
-_CHECKPOINTS = ("teacher", "albert")
+_CHECKPOINTS = ("teacher", "albert", "student")
 _HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _PATIENCE_SECONDS = 600
 """How long answers may fail to come before watching ends."""
@@ -75,7 +75,7 @@ def _elsewhere(arguments: Mapping[str, Any]) -> list[Problem]:
     neutral["tracking_uri"] = "https://mlflow.invalid"
     for name in _CHECKPOINTS:
         value = str(neutral[name])
-        if value.startswith("scratch://"):
+        if value.startswith(("scratch://", "teacher://")):
             found += check_reference(value, name)
         elif value == "minilm://" or "://" not in value:
             neutral[name] = "hub://of-the-cluster"

@@ -110,6 +110,12 @@ class TaskTrainer(Trainer):
         # Each term is a mean over the micro-batch, so the Trainer must divide by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Of tensors that are tied a checkpoint holds one; with it, all have been loaded.
+        tied = self.model.all_tied_weights_keys
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> _GroupedSampler:
         # Not from the argument, which lacks the columns that the model does not take.
         lengths = list(self.train_dataset["length"])
