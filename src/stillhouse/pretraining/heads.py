@@ -47,9 +47,12 @@ _PARTS = {
         "cls.predictions", "cls.predictions.transform.dense", "cls.predictions.bias", "logits",
         language_parts=("cls.predictions.transform", "cls.predictions.bias"),
     ),
-    "RobertaForMaskedLM": HeadParts(
-        "lm_head", "lm_head.dense", "lm_head.bias", "logits",
-        language_parts=("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+    **dict.fromkeys(
+        ("RobertaForMaskedLM", "XLMRobertaForMaskedLM", "CamembertForMaskedLM"),
+        HeadParts(
+            "lm_head", "lm_head.dense", "lm_head.bias", "logits",
+            language_parts=("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+        ),
     ),
     "AlbertForPreTraining": HeadParts(
         "predictions", "predictions.dense", "predictions.bias", "prediction_logits", "sop_logits",

@@ -9,6 +9,7 @@ from stillhouse.artifacts import ModelManifest, digest_json, sha256_file
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
 from stillhouse.models.albert import evenly_spaced_layers
+from stillhouse.models.bert_like import BERT_LIKE
 from stillhouse.models.distilbert import parse_layers, student_from_bert
 from stillhouse.models.references import Reference, parse_reference
 from stillhouse.pretraining.config import OBJECTIVES, PretrainConfig
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["build_model", "follow_layers", "identity", "load_teacher", "masked_student", "weight_names"]
 
 _AUTO_CLASS = "AutoModelForPreTraining"
-TEACHER_FAMILIES = ("bert", "roberta")
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -60,10 +60,10 @@ def load_teacher(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> 
     """
     reference = parse_reference(config.teacher, "teacher")
     family = checkpoints.load_config(reference, "teacher").model_type
-    if family not in TEACHER_FAMILIES:
+    if family not in BERT_LIKE:
         raise InputError(
             Problem("teacher", f"{config.teacher!r} is of the family {family!r}.",
-                    f"Give a checkpoint of: {', '.join(TEACHER_FAMILIES)}.")
+                    f"Give a checkpoint of: {', '.join(BERT_LIKE)}.")
         )  # fmt: skip
     check_tokenizer(reference, "teacher", tokenizer)
     teacher = checkpoints.load_model(reference, "teacher", "AutoModelForMaskedLM", dict(_NO_DROPOUT))
@@ -75,33 +75,18 @@ def load_teacher(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> 
 def masked_student(teacher: Any, layers: tuple[int, ...], dropout: dict[str, Any]) -> PreTrainedModel:
     """A DistilBERT with a language-model head, made of these layers (counted from 1) of the teacher and of its head.
 
-    The student's embeddings hold the teacher's embedding of token type 0 too, and so does the head that is tied to
-    them. That adds the same to the logits of all tokens at a position, which changes no probability.
-
     Args:
-        teacher: a masked-language model of the BERT family.
+        teacher: a masked-language model.
         layers: which layers to copy.
         dropout: fields of the teacher's own config, which is loaded without dropout.
     """
-    import torch
-    from transformers import DistilBertForMaskedLM
-
     for name, value in dropout.items():
         setattr(teacher.config, name, value)
     try:
-        source = student_from_bert(teacher, layers)
+        student: PreTrainedModel = student_from_bert(teacher, layers, "DistilBertForMaskedLM")
     finally:
         for name in dropout:
             setattr(teacher.config, name, 0.0)
-    student = DistilBertForMaskedLM(source.config)
-    student.distilbert.load_state_dict(source.distilbert.state_dict())
-    head = teacher.cls.predictions if hasattr(teacher, "cls") else teacher.lm_head
-    transform = head.transform if hasattr(head, "transform") else head
-    norm = transform.LayerNorm if hasattr(transform, "LayerNorm") else transform.layer_norm
-    with torch.no_grad():
-        student.vocab_transform.load_state_dict(transform.dense.state_dict())
-        student.vocab_layer_norm.load_state_dict(norm.state_dict())
-        student.vocab_projector.bias.copy_(head.bias)
     return student
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.artifacts import CorpusManifest, ModelManifest, digest_json
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
+from stillhouse.models.bert_like import position_limit
 from stillhouse.models.references import parse_reference
 from stillhouse.pretraining.config import PretrainConfig
 from stillhouse.progress import Step
@@ -209,10 +210,8 @@ class _Run:
         return {name: getattr(own, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
 
     def _check_length(self, model: Any, parameter: str) -> None:
-        limit, length = model.config.max_position_embeddings, self.config.sequence_length
-        if model.config.model_type == "roberta":
-            limit -= model.config.pad_token_id + 1  # its positions are counted from there
-        if length > limit:
+        limit, length = position_limit(model.config), self.config.sequence_length
+        if limit and length > limit:
             what = f"{length} exceeds the {limit} positions of the {parameter}."
             raise InputError(Problem("sequence_length", what, f"Give at most {limit}."))
 
@@ -246,9 +245,7 @@ class _Run:
     def save(
         self, model: PreTrainedModel, output_dir: Path, history: list[dict[str, Any]], manifest: ModelManifest
     ) -> None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        model.config.architectures = [type(model).__name__]
-        model.save_pretrained(output_dir, safe_serialization=True)
+        checkpoints.save_model(model, output_dir)
         self.tokenizer.save_pretrained(output_dir)
         (output_dir / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
         manifest.save(output_dir)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from stillhouse.objectives import masked_language_loss, matched_cosine_loss, sentence_pair_loss, soft_target_loss
 from stillhouse.pretraining.config import PretrainConfig
@@ -27,7 +27,7 @@ from stillhouse.progress import Step
 from stillhouse.training import ranks
 from stillhouse.training.checkpoints import CheckpointStore
 from stillhouse.training.hardware import limit_threads, uses_bf16
-from stillhouse.training.watch import Watch
+from stillhouse.training.watch import ResumableTrainer, Watch
 
 __all__ = ["LanguageLoss", "LanguageTrainer", "Objective", "TripleLoss", "train"]
 
@@ -119,7 +119,7 @@ class TripleLoss(Objective):
         return terms
 
 
-class LanguageTrainer(Trainer):
+class LanguageTrainer(ResumableTrainer):
     """Trains on an objective's terms, which it logs one by one, and evaluates on held-out documents."""
 
     control: Any

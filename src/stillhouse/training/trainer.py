@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from stillhouse.objectives import hidden_cosine_loss, word_dropout
@@ -25,7 +25,7 @@ from stillhouse.training import ranks
 from stillhouse.training.checkpoints import CheckpointStore
 from stillhouse.training.config import DistillationSettings, TrainConfig
 from stillhouse.training.hardware import limit_threads, uses_bf16
-from stillhouse.training.watch import Watch
+from stillhouse.training.watch import ResumableTrainer, Watch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,7 +100,7 @@ class _GroupedSampler(LengthGroupedSampler):
         return iter(super().__iter__())
 
 
-class TaskTrainer(Trainer):
+class TaskTrainer(ResumableTrainer):
     """Trains on the task's loss, or on the distillation loss where a `Distillation` is given."""
 
     def __init__(self, *args: Any, task: Task, distillation: Distillation | None = None, **kwargs: Any) -> None:
@@ -109,12 +109,6 @@ class TaskTrainer(Trainer):
         self._distillation = distillation
         # Each term is a mean over the micro-batch, so the Trainer must divide by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # Of tensors that are tied a checkpoint holds one; with it, all have been loaded.
-        tied = self.model.all_tied_weights_keys
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> _GroupedSampler:
         # Not from the argument, which lacks the columns that the model does not take.

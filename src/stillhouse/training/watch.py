@@ -1,16 +1,26 @@
-"""What every training does beside its steps: tell how far it is, and mirror its checkpoints."""
+"""What every training does beside its steps: tell how far it is, mirror its checkpoints, and load them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from stillhouse.progress import Step
 from stillhouse.training import ranks
 from stillhouse.training.checkpoints import CheckpointStore
 
-__all__ = ["Watch"]
+__all__ = ["ResumableTrainer", "Watch"]
+
+
+class ResumableTrainer(Trainer):
+    """A trainer that knows that of tensors which are tied a checkpoint holds one."""
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # With that one, all have been loaded.
+        tied = self.model.all_tied_weights_keys
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
 
 
 class Watch(TrainerCallback):

@@ -22,6 +22,7 @@ from transformers import (
 
 from stillhouse.artifacts import CorpusManifest, ModelManifest
 from stillhouse.errors import InputError
+from stillhouse.models import checkpoints
 from stillhouse.pretraining import CorpusConfig, PretrainConfig, perplexity, prepare_corpus, pretrain, sentence_accuracy
 from stillhouse.pretraining.models import masked_student
 from stillhouse.progress import Step
@@ -192,6 +193,24 @@ def test_an_albert_is_trained_without_dropout(corpus: Path, tmp_path: Path):
     model = build_model(config(model=ALBERT + "&hidden_dropout_prob=0.3", objective="mlm+sop"), tokenizer)
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
     assert model.config.classifier_dropout_prob == 0.1  # for fine-tuning
+
+
+def test_layers_share_what_they_are_asked_to(corpus: Path, tmp_path: Path):
+    counts = {}
+    for sharing in ("all", "attention", "none"):
+        folder = tmp_path / sharing
+        settings = config(model=f"{ALBERT}&layer_sharing={sharing}", objective="mlm+sop", steps=2,
+                          checkpoint_dir=str(tmp_path / "checkpoints"))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(settings, corpus_dir=corpus, output_dir=folder, step=Killed(2))
+        counts[sharing] = pretrain(settings, corpus_dir=corpus, output_dir=folder).parameters
+    assert counts["all"] < counts["attention"] < counts["none"]
+    model = checkpoints.load_model(
+        checkpoints.reference_for(tmp_path / "attention"), "m", "AutoModelForPreTraining", {}
+    )
+    first, second = (group.albert_layers[0] for group in model.albert.encoder.albert_layer_groups)
+    assert first.attention.query.weight is second.attention.query.weight
+    assert not torch.equal(first.ffn.weight, second.ffn.weight)
 
 
 def test_whole_words_are_an_option_that_matters(corpus: Path, tmp_path: Path):
