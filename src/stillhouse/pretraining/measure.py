@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stillhouse.pretraining.stream import Recipe
     from stillhouse.pretraining.vocabulary import Vocabulary
 
-__all__ = ["held_out_batches", "perplexity", "sentence_accuracy", "summary", "totals"]
+__all__ = ["held_out_batches", "load_vocabulary", "perplexity", "sentence_accuracy", "summary", "totals"]
 
 _BATCH = 32
 _LENGTH = 128

@@ -18,8 +18,18 @@ from stillhouse.pretraining.heads import head_parts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["build_model", "follow_layers", "identity", "load_teacher", "masked_student", "weight_names"]
+__all__ = [
+    "TEACHER_FAMILIES",
+    "build_model",
+    "follow_layers",
+    "identity",
+    "load_teacher",
+    "masked_student",
+    "weight_names",
+]
 
+TEACHER_FAMILIES = BERT_LIKE
+"""What `triple` learns from: models that a student can be made of."""
 _AUTO_CLASS = "AutoModelForPreTraining"
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -60,10 +70,10 @@ def load_teacher(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> 
     """
     reference = parse_reference(config.teacher, "teacher")
     family = checkpoints.load_config(reference, "teacher").model_type
-    if family not in BERT_LIKE:
+    if family not in TEACHER_FAMILIES:
         raise InputError(
             Problem("teacher", f"{config.teacher!r} is of the family {family!r}.",
-                    f"Give a checkpoint of: {', '.join(BERT_LIKE)}.")
+                    f"Give a checkpoint of: {', '.join(TEACHER_FAMILIES)}.")
         )  # fmt: skip
     check_tokenizer(reference, "teacher", tokenizer)
     teacher = checkpoints.load_model(reference, "teacher", "AutoModelForMaskedLM", dict(_NO_DROPOUT))
