@@ -26,7 +26,7 @@ from stillhouse.pretraining.vocabulary import Vocabulary
 from stillhouse.progress import Step
 from stillhouse.training import ranks
 from stillhouse.training.checkpoints import CheckpointStore
-from stillhouse.training.hardware import limit_threads, uses_bf16
+from stillhouse.training.hardware import limit_threads, uses_bf16, uses_cpu
 from stillhouse.training.watch import ResumableTrainer, Watch
 
 __all__ = ["LanguageLoss", "LanguageTrainer", "Objective", "TripleLoss", "train"]
@@ -243,7 +243,7 @@ def train(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
-        use_cpu=ranks.world_size() > 1 and not on_gpu,
+        use_cpu=uses_cpu(config.precision),
         save_on_each_node=store.per_node,
         ddp_find_unused_parameters=False,
     )

@@ -24,7 +24,7 @@ from stillhouse.tasks import Task
 from stillhouse.training import ranks
 from stillhouse.training.checkpoints import CheckpointStore
 from stillhouse.training.config import DistillationSettings, TrainConfig
-from stillhouse.training.hardware import limit_threads, uses_bf16
+from stillhouse.training.hardware import limit_threads, uses_bf16, uses_cpu
 from stillhouse.training.watch import ResumableTrainer, Watch
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ def train(
         remove_unused_columns=True,
         label_names=["labels"],
         dataloader_pin_memory=on_gpu,
-        # Several processes on CPUs are found to be several only with this; a single one may take another device.
-        use_cpu=ranks.world_size() > 1 and not on_gpu,
+        use_cpu=uses_cpu(config.precision),
         save_on_each_node=store.per_node,
         # The families differ in what a loss reaches, the cosine term alone does not reach the head, and looking for
         # unused weights costs little beside a step.

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from transformers import (
     BertForPreTraining,
     BertModel,
     DistilBertForMaskedLM,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from stillhouse.artifacts import CorpusManifest, ModelManifest
@@ -297,6 +300,8 @@ def test_a_teacher_without_a_head_gets_one_first(bert: Path, corpus: Path, tmp_p
     fitted = manifest.hyperparameters["teacher_perplexity"]
     own = perplexity(bert, corpus, seed=42)
     assert 1 < fitted < 1.5 * own < CorpusManifest.load(corpus).vocab_size
+    # Made of all layers and of the head, the student begins where its teacher is.
+    assert manifest.metrics["perplexity"] == pytest.approx(fitted, rel=1e-3)
     assert seen.steps == [(done, 64) for done in range(1, 65)]
     assert all(note.startswith("fitting the teacher's head") for note in seen.notes[:60])
     assert not any(note.startswith("fitting") for note in seen.notes[60:])
@@ -325,6 +330,22 @@ def test_fitting_a_head_is_continued_too(bert: Path, corpus: Path, tmp_path: Pat
     assert not list(tmp_path.glob("checkpoints/*/checkpoint-*"))
     pretrain(triple(teacher, head_steps=10, steps=10), corpus_dir=corpus, output_dir=tmp_path / "b")
     assert history(tmp_path / "a") == history(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_roberta_is_a_teacher(corpus: Path, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    shape = RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                          intermediate_size=64, pad_token_id=0, max_position_embeddings=40)  # fmt: skip
+    RobertaModel(shape).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    settings = triple(tmp_path / "teacher", layers="1,2", head_steps=20, steps=1, learning_rate=1e-9)
+    manifest = pretrain(settings, corpus_dir=corpus, output_dir=tmp_path / "student")
+    fitted = manifest.hyperparameters["teacher_perplexity"]
+    assert fitted < len(tokenizer) / 2
+    assert manifest.metrics["perplexity"] == pytest.approx(fitted, rel=1e-3)
+    with pytest.raises(InputError, match="exceeds the 39 positions of the teacher"):
+        pretrain(triple(tmp_path / "teacher", sequence_length=40), corpus_dir=corpus, output_dir=tmp_path / "x")
 
 
 @pytest.mark.slow
@@ -366,6 +387,17 @@ def test_finetune_and_distill_take_what_was_pretrained(bert: Path, corpus: Path,
         )  # fmt: skip
         assert manifest.recipe == "fine-tuned"
         AutoModelForSequenceClassification.from_pretrained(tmp_path / f"{name}-tuned")
+
+
+def test_bf16_learns_the_same_but_for_rounding(bert: Path, corpus: Path, tmp_path: Path):
+    for name, settings in (("pairs", config(steps=4)), ("triple", triple(bert, steps=4))):
+        found = []
+        for precision in ("fp32", "bf16"):
+            folder = tmp_path / f"{name}-{precision}"
+            pretrain(replace(settings, precision=precision), corpus_dir=corpus, output_dir=folder)
+            found.append(losses(folder))
+        assert found[0] != found[1]
+        assert found[1] == pytest.approx(found[0], rel=0.02)
 
 
 def test_training_goes_on_from_a_checkpoint(bert: Path, corpus: Path, tmp_path: Path):
