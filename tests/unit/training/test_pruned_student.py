@@ -159,7 +159,12 @@ def test_a_recovery_that_was_cut_off_continues_with_its_sizes_and_zeros(
     for name, mask in zeros.items():
         if name.endswith("weight") and mask.ndim == 2:
             assert mask.float().mean() > 0.55 and (weights[name][mask] == 0).all(), name
-    # Not only of the same kind: the very student that would have come of it.
+    # Not only of the same kind: the very steps, and the very student that would have come of them.
+    losses = [
+        [entry["loss"] for entry in json.loads((tmp_path / name / "history.json").read_text()) if "loss" in entry]
+        for name in ("whole", "resumed")
+    ]
+    assert len(losses[0]) == 64 and losses[0] == losses[1]
     assert resumed.files["model.safetensors"] == whole.files["model.safetensors"]
     assert resumed.metrics == whole.metrics and resumed.hyperparameters == whole.hyperparameters
     assert not list(tmp_path.glob("checkpoints/*/checkpoint-*"))
