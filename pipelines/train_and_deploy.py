@@ -74,6 +74,10 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         distill_cosine_weight: float = 1.0,
         distill_temperature: float = 2.0,
         distill_word_dropout: float = 0.15,
+        student_prune_heads: float = 0.0,
+        student_prune_ffn: float = 0.0,
+        student_sparsity: float = 0.0,
+        prune_epochs: float = 1.0,
         batch_size: int = 32,
         gradient_accumulation_steps: int = 1,
         max_length: int = 128,
@@ -98,6 +102,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         fp32_tolerance: float = 0.001,
         fp16_tolerance: float = 0.02,
         int8_tolerance: float = 0.05,
+        calibration_rows: int = 128,
         policy: str = "real-time",
         min_retention: float = 0.97,
         quality_metric: str = "accuracy",
@@ -159,6 +164,10 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             distill_cosine_weight: Weight of one minus the cosine between matched hidden states.
             distill_temperature: Divisor of the logits before the softmax.
             distill_word_dropout: Share of the tokens hidden from teacher and student alike, drawn anew at each step.
+            student_prune_heads: Share of the distilled student's attention heads to cut out, the least important on training rows; 0 keeps all.
+            student_prune_ffn: Share of its feed-forward neurons to cut out, chosen the same way; 0 keeps all.
+            student_sparsity: Share of what is left of each of its encoder matrices that becomes zero, the smallest weights first; 0 leaves it dense.
+            prune_epochs: Passes over the training rows in which a pruned student learns from the teacher again.
             batch_size: Rows per optimizer step and device.
             gradient_accumulation_steps: Batches summed into one optimizer step.
             max_length: Tokens after which a text is cut.
@@ -169,7 +178,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             precision: Of training: auto (bf16 on a GPU that has it), fp32 or bf16.
             seed: Seed of everything random.
             checkpoint_dir: Where resumable checkpoints are kept: a path on a volume or an object-store URI; empty keeps none between runs.
-            precisions: Precisions to package, comma-separated: fp32, and of fp16 and int8 those wanted.
+            precisions: Precisions to package, comma-separated: fp32, and of fp16, int8 and int8-static those wanted.
             max_text_bytes: The endpoint refuses longer texts, in UTF-8 bytes.
             max_batch_size: Largest number of texts in one request.
             max_queue_size: Requests that may wait at the endpoint; one more is refused at once.
@@ -182,7 +191,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             response_cache: Answer repeated requests from memory where the server has a cache.
             fp32_tolerance: Largest absolute difference of an FP32 probability from PyTorch's.
             fp16_tolerance: Largest absolute difference of any FP16 probability from PyTorch's.
-            int8_tolerance: Largest mean absolute difference of INT8 probabilities from PyTorch's.
+            int8_tolerance: Largest mean absolute difference of INT8 probabilities, of either kind, from PyTorch's.
+            calibration_rows: Training rows on which int8-static observes the ranges of activations.
             policy: real-time (lowest p95 latency), memory (fewest bytes) or quality (best).
             min_retention: Least share of the teacher's quality that a choice by real-time or memory must keep.
             quality_metric: What quality means: accuracy, macro_f1 or mcc.
@@ -248,7 +258,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
                 ).outputs["model"]  # fmt: skip
                 student_model = step(
                     "Distil student", distill, name="student", layers=distill_layers, epochs=student_epochs,
-                    learning_rate=student_learning_rate, teacher=teacher_model, **distillation, **training,
+                    learning_rate=student_learning_rate, prune_heads=student_prune_heads, prune_ffn=student_prune_ffn,
+                    sparsity=student_sparsity, teacher=teacher_model, **distillation, **training,
                 ).outputs["model"]  # fmt: skip
                 albert_model = step(
                     "Fine-tune ALBERT", finetune, name="albert", checkpoint=albert, epochs=albert_epochs,

@@ -17,6 +17,10 @@ def distill(
     cosine_weight: float,
     temperature: float,
     word_dropout: float,
+    prune_heads: float,
+    prune_ffn: float,
+    sparsity: float,
+    prune_epochs: float,
     epochs: float,
     learning_rate: float,
     batch_size: int,
@@ -52,6 +56,10 @@ def distill(
         cosine_weight: Weight of one minus the cosine between matched hidden states.
         temperature: Divisor of the logits before the softmax.
         word_dropout: Share of the tokens hidden from teacher and student alike, drawn anew at each step.
+        prune_heads: Share of the student's attention heads to cut out, the least important by a first-order score; 0 keeps all.
+        prune_ffn: Share of its feed-forward neurons to cut out, chosen the same way; 0 keeps all.
+        sparsity: Share of what is left of each encoder matrix that becomes zero, the smallest weights first; 0 leaves it dense.
+        prune_epochs: Passes over the training rows in which a pruned student recovers.
         epochs: Passes over the training rows.
         learning_rate: Peak learning rate.
         batch_size: Rows per optimizer step and device.
@@ -78,7 +86,7 @@ def distill(
 
     from stillhouse.components.metrics import log_metrics
     from stillhouse.progress import step
-    from stillhouse.training import DistillationSettings, DistillConfig, launch
+    from stillhouse.training import DistillationSettings, DistillConfig, PruneSettings, launch
     from stillhouse.training.scale import ScaleConfig
 
     with step(f"distill-{name}") as watch:
@@ -93,6 +101,7 @@ def distill(
                 hard=hard_weight, soft=soft_weight, cosine=cosine_weight, temperature=temperature,
                 word_dropout=word_dropout,
             ),
+            pruning=PruneSettings(heads=prune_heads, ffn=prune_ffn, sparsity=sparsity, epochs=prune_epochs),
         )  # fmt: skip
         manifest = launch.train(
             config,

@@ -23,6 +23,7 @@ def package(
     fp32_tolerance: float,
     fp16_tolerance: float,
     int8_tolerance: float,
+    calibration_rows: int,
     code_version: str,
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Input[dsl.Model],
@@ -34,7 +35,7 @@ def package(
     Args:
         name: The candidate's role: `teacher`, `student` or `albert`.
         served_name: Name of the public Triton model.
-        precisions: Comma-separated: `fp32`, and of `fp16` and `int8` those wanted.
+        precisions: Comma-separated: `fp32`, and of `fp16`, `int8` and `int8-static` those wanted.
         max_text_bytes: Longer texts, in UTF-8 bytes, are refused before tokenising.
         max_batch_size: Largest number of texts in one request.
         max_queue_size: Requests that may wait at the endpoint; one more is refused at once.
@@ -47,9 +48,10 @@ def package(
         response_cache: Answer repeated requests from memory where the server has a cache.
         fp32_tolerance: Largest absolute difference of an FP32 probability from PyTorch's.
         fp16_tolerance: Largest absolute difference of any FP16 probability from PyTorch's.
-        int8_tolerance: Largest mean absolute difference of INT8 probabilities from PyTorch's.
+        int8_tolerance: Largest mean absolute difference of INT8 probabilities, of either kind, from PyTorch's.
+        calibration_rows: Training rows on which static INT8 observes the ranges of activations.
         code_version: Of the code behind this step, so that changed code runs again.
-        dataset: Its validation rows are what parity is measured on.
+        dataset: Its validation rows are what parity is measured on; its training rows calibrate static INT8.
         model: The trained checkpoint.
         packages: One package per precision, with `packages.json`.
         metrics: Parity and size of each precision.
@@ -71,7 +73,7 @@ def package(
         )  # fmt: skip
         config = PackageConfig(
             served_name=served_name, precisions=precisions, options=options, fp32_tolerance=fp32_tolerance,
-            fp16_tolerance=fp16_tolerance, int8_tolerance=int8_tolerance,
+            fp16_tolerance=fp16_tolerance, int8_tolerance=int8_tolerance, calibration_rows=calibration_rows,
         )  # fmt: skip
         root = Path(packages.path)
         manifest = package_model(

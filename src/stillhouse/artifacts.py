@@ -259,7 +259,7 @@ class PackageManifest(Manifest):
     task: str
     family: str
     precision: str
-    """`fp32` or `int8`."""
+    """`fp32`, `fp16`, `int8` or `int8-static`."""
     label_names: list[str]
     parameters: int
     max_length: int

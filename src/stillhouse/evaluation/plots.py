@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["calibration_plot", "quality_plots"]
 
 _COLOURS = ("#3b4cc0", "#c2571a", "#1b7f5c", "#8a3ffc", "#b1284c", "#5b6470")
-_MARKERS = {"fp32": "o", "int8": "D"}
+_MARKERS = {"fp32": "o", "int8": "D", "int8-static": "^"}
 _INK, _FAINT, _GRID = "#1d232b", "#68727d", "#e4e7eb"
 _STYLE: Any = {
     "font.size": 10.5,

@@ -9,7 +9,7 @@ from stillhouse.serving.repository import ServingOptions, name_problems
 
 __all__ = ["PRECISIONS", "PackageConfig"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-static")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,9 @@ class PackageConfig:
     fp16_tolerance: float = 0.02
     """Largest absolute difference of any FP16 probability from PyTorch's."""
     int8_tolerance: float = 0.05
-    """Largest mean absolute difference of INT8 probabilities from PyTorch's."""
+    """Largest mean absolute difference of INT8 probabilities, of either kind, from PyTorch's."""
+    calibration_rows: int = 128
+    """Rows of the training split on which static INT8 observes the ranges of activations."""
     parity_rows: int = 256
     """Rows of the validation split on which parity is measured."""
     options: ServingOptions = field(default_factory=ServingOptions)
@@ -49,4 +51,7 @@ class PackageConfig:
         for name in ("fp32_tolerance", "fp16_tolerance", "int8_tolerance"):
             if not 0 < getattr(self, name) <= 1:
                 found.append(Problem(name, f"{getattr(self, name)} will not do.", "Give a number above 0, at most 1."))
+        if not 1 <= self.calibration_rows <= 10_000:
+            remedy = "Give a whole number from 1 to 10000."
+            found.append(Problem("calibration_rows", f"{self.calibration_rows} will not do.", remedy))
         return [*found, *self.options.problems()]

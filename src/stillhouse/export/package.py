@@ -23,7 +23,7 @@ from stillhouse.serving.runtime import PackageRuntime
 from stillhouse.tasks import Task, get_task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["package_model"]
 
@@ -43,6 +43,7 @@ def package_model(
         ParityError: FP32 itself is outside its tolerance, so the export is wrong.
     """
     from stillhouse.export.onnx import convert_fp16, export_onnx, quantise_int8
+    from stillhouse.export.static_int8 import calibration_batches, evenly_spaced, quantise_int8_static
 
     if problems := config.problems():
         raise InputError(problems)
@@ -54,7 +55,8 @@ def package_model(
     model = checkpoints.load_model(reference, "model", task.auto_class, head)
     model.eval()
     texts = read_split(dataset_dir, "validation")["text"][: config.parity_rows]
-    expected = _pytorch_probabilities(model, task, model_dir, texts, model_manifest.max_length)
+    tokenizer = checkpoints.load_tokenizer(reference, "model")
+    expected = _pytorch_probabilities(model, task, tokenizer, texts, model_manifest.max_length)
 
     # FP32 first: the others are made from it.
     precisions = sorted(config.precision_list(), key=PRECISIONS.index)
@@ -68,6 +70,10 @@ def package_model(
                 step.progress(index, len(precisions), f"exporting {precision}")
             if precision == "fp32":
                 export_onnx(model, task, onnx_paths["fp32"])
+            elif precision == "int8-static":
+                rows = evenly_spaced(read_split(dataset_dir, "train")["text"], config.calibration_rows)
+                batches = calibration_batches(rows, tokenizer, model_manifest.max_length)
+                quantise_int8_static(onnx_paths["fp32"], onnx_paths[precision], batches)
             else:
                 convert = {"fp16": convert_fp16, "int8": quantise_int8}[precision]
                 convert(onnx_paths["fp32"], onnx_paths[precision])
@@ -119,12 +125,11 @@ def package_model(
 
 
 def _pytorch_probabilities(
-    model: PreTrainedModel, task: Task, model_dir: Path, texts: list[str], max_length: int
+    model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int
 ) -> NDArray[np.float32]:
     """Probabilities [n, c] by PyTorch and the checkpoint's own transformers tokenizer: the reference for parity."""
     import torch
 
-    tokenizer = checkpoints.load_tokenizer(checkpoints.reference_for(model_dir), "model")
     rows = []
     with torch.no_grad():
         for start in range(0, len(texts), 32):
@@ -146,8 +151,8 @@ def _parity(
     wanted = expected[kept]
     difference = np.abs(found - wanted)
     # INT8 may stray far on a single row; what counts is how far it does on the whole.
-    exact = precision != "int8"
-    tolerance = getattr(config, f"{precision}_tolerance")
+    exact = not precision.startswith("int8")
+    tolerance = getattr(config, f"{precision.partition('-')[0]}_tolerance")
     measured = float(difference.max() if exact else difference.mean())
     parity = {
         "rows": len(kept),

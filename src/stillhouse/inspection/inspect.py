@@ -22,7 +22,7 @@ from stillhouse.redaction import holds_credentials
 from stillhouse.registry import LOCK_SUFFIX, MlflowRegistry, RegisterConfig, RegisteredChampion
 from stillhouse.serving.repository import ServingOptions
 from stillhouse.tasks import TASKS, get_task
-from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
+from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig, PruneSettings
 from stillhouse.training.scale import ScaleConfig
 from stillhouse.versions import step_versions
 
@@ -140,6 +140,12 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
             albert_embedding_size=p["albert_embedding_size"],
             albert_layers=p["albert_layers"],
             distillation=distillation,
+            pruning=PruneSettings(
+                heads=p["student_prune_heads"],
+                ffn=p["student_prune_ffn"],
+                sparsity=p["student_sparsity"],
+                epochs=p["prune_epochs"],
+            ),
             **common,
         ).problems,
         *(partial(check_reference, p[role], role) for role in ("teacher", "albert", "student") if checkpoints),
@@ -150,6 +156,7 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
             fp32_tolerance=p["fp32_tolerance"],
             fp16_tolerance=p["fp16_tolerance"],
             int8_tolerance=p["int8_tolerance"],
+            calibration_rows=p["calibration_rows"],
             options=ServingOptions(**{field.name: p[field.name] for field in fields(ServingOptions)}),
         ).problems,
         lambda: EvaluateConfig(

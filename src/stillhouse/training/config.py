@@ -8,7 +8,7 @@ from stillhouse.errors import InputError, Problem
 from stillhouse.models.distilbert import parse_layers
 from stillhouse.models.references import parse_reference
 
-__all__ = ["DistillConfig", "DistillationSettings", "FinetuneConfig", "TrainConfig"]
+__all__ = ["DistillConfig", "DistillationSettings", "FinetuneConfig", "PruneSettings", "TrainConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +108,41 @@ class DistillationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PruneSettings:
+    """What of a distilled student is pruned away, and how long it then learns from its teacher again."""
+
+    heads: float = 0.0
+    """Share of the attention heads that are cut out, from 0 to below 1."""
+    ffn: float = 0.0
+    """Share of the feed-forward networks' neurons that are cut out, from 0 to below 1."""
+    sparsity: float = 0.0
+    """Share of what is left of each encoder matrix that becomes zero, the smallest weights first, from 0 to below 1."""
+    epochs: float = 1.0
+    """Passes over the training rows to recover."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is to be pruned."""
+        return bool(self.heads or self.ffn or self.sparsity)
+
+    def problems(self) -> list[Problem]:
+        """Everything wrong with the settings, by the name of the pipeline's parameter."""
+        shares = {
+            "student_prune_heads": self.heads,
+            "student_prune_ffn": self.ffn,
+            "student_sparsity": self.sparsity,
+        }
+        found = [
+            Problem(where, f"{value!r} will not do.", "Give a number from 0 to below 1.")
+            for where, value in shares.items()
+            if not 0 <= value < 1
+        ]
+        if not self.epochs > 0:
+            found.append(Problem("prune_epochs", f"{self.epochs!r} will not do.", "Give a number above 0."))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """Settings of `finetune`."""
 
@@ -144,9 +179,11 @@ class DistillConfig(TrainConfig):
     albert_layers: int = 0
     """How many layers of `teacher://albert` a text passes; 0 takes the teacher's."""
     distillation: DistillationSettings = DistillationSettings()
+    pruning: PruneSettings = PruneSettings()
+    """What is pruned once the student is distilled; by default nothing."""
 
     def problems(self) -> list[Problem]:
-        found = super().problems() + self.distillation.problems()
+        found = super().problems() + self.distillation.problems() + self.pruning.problems()
         for check in (lambda: parse_reference(self.student, "student"), lambda: parse_layers(self.layers)):
             try:
                 check()

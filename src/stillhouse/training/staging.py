@@ -22,7 +22,7 @@ from typing import Any
 
 from stillhouse.artifacts import DatasetManifest, Manifest, ModelManifest
 from stillhouse.errors import InputError, ManifestError, Problem, StillhouseError, TrainingError
-from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig
+from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig, PruneSettings
 
 __all__ = ["MANIFESTS", "Place", "Work", "reporting"]
 
@@ -55,6 +55,8 @@ class Work:
         kind = {"finetune": FinetuneConfig, "distill": DistillConfig}[body.pop("kind")]
         settings = dict(body.pop("config"))
         settings["distillation"] = DistillationSettings(**settings["distillation"])
+        if "pruning" in settings:
+            settings["pruning"] = PruneSettings(**settings["pruning"])
         return cls(config=kind(**settings), **body)
 
 

@@ -232,24 +232,36 @@ class _Run:
             # Without layers to follow there is no cosine to take.
             settings = self.config.distillation if layers else dataclasses.replace(self.config.distillation, cosine=0.0)
             teaching = Distillation(teacher, settings, layers)
+        rows = {"train_rows": self._rows("train", tokenizer), "validation_rows": self._rows("validation", tokenizer)}
         with open_store(self.config.checkpoint_dir, self._key()) as store:
             metrics, history = train(
                 self.config,
                 task=self.task,
                 model=model,
                 tokenizer=tokenizer,
-                train_rows=self._rows("train", tokenizer),
-                validation_rows=self._rows("validation", tokenizer),
+                **rows,
                 store=store,
                 distillation=teaching,
                 step=step,
             )
+            stores = [store]
+            if isinstance(self.config, DistillConfig) and self.config.pruning.active:
+                from stillhouse.training.pruning import prune_and_recover
+
+                assert teaching is not None
+                pruned = prune_and_recover(
+                    self.config, key=self._key(), task=self.task, model=model, tokenizer=tokenizer, **rows,
+                    distillation=teaching, metrics=metrics, history=history, step=step,
+                )  # fmt: skip
+                model, metrics, history = pruned.model, pruned.metrics, pruned.history
+                facts, stores = {**(facts or {}), **pruned.facts}, [store, pruned.store]
             ranks.barrier()
             if not ranks.is_main():
                 return self._manifest(model, recipe, metrics, facts or {})
             manifest = self._save(model, tokenizer, recipe, output_dir, metrics, history, facts or {})
             # In a pod, the model is uploaded, or fetched by the step, after this process.
-            store.finish(handed_over=not in_pod())
+            for one in stores:
+                one.finish(handed_over=not in_pod())
         return manifest
 
     def _rows(self, split: str, tokenizer: PreTrainedTokenizerFast) -> Dataset:

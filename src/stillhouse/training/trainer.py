@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["Distillation", "TaskTrainer", "train"]
+__all__ = ["Distillation", "TaskTrainer", "total_steps", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -134,6 +134,15 @@ class TaskTrainer(ResumableTrainer):
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
 
+def total_steps(config: TrainConfig, rows: int) -> int:
+    """Optimizer steps of a training on so many rows, unless it stops early."""
+    return math.ceil(config.epochs * _steps_per_epoch(config, rows))
+
+
+def _steps_per_epoch(config: TrainConfig, rows: int) -> int:
+    return math.ceil(rows / (config.batch_size * config.gradient_accumulation_steps * ranks.world_size()))
+
+
 def train(
     config: TrainConfig,
     *,
@@ -145,20 +154,23 @@ def train(
     store: CheckpointStore,
     distillation: Distillation | None = None,
     step: Step | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    first_evaluation: int = 0,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Train `model` in place, from the store's latest checkpoint if there is one, and leave it at its best evaluation.
 
     Args:
         train_rows: encoded rows with `input_ids`, `labels` and `length`.
         validation_rows: the same.
+        callbacks: told of the training's events, beside those that every training has.
+        first_evaluation: the optimizer step before which nothing is evaluated, and so nothing can be the best.
 
     Returns:
         The best model's metrics on the validation rows, and the history of losses and evaluations by step.
     """
     from transformers import DataCollatorWithPadding
 
-    batch = config.batch_size * config.gradient_accumulation_steps * ranks.world_size()
-    steps_per_epoch = math.ceil(len(train_rows) / batch)
+    steps_per_epoch = _steps_per_epoch(config, len(train_rows))
     interval = max(1, math.ceil(steps_per_epoch / config.evaluations_per_epoch))
     on_gpu = torch.cuda.is_available()
     limit_threads(model.config.hidden_size)
@@ -174,6 +186,7 @@ def train(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         eval_strategy="steps",
         eval_steps=interval,
+        eval_delay=first_evaluation,
         save_strategy="steps",
         save_steps=interval,
         save_total_limit=2,
@@ -195,9 +208,9 @@ def train(
         # unused weights costs little beside a step.
         ddp_find_unused_parameters=True,
     )
-    callbacks: list[TrainerCallback] = [Watch(step, store)]
+    watching: list[TrainerCallback] = [Watch(step, store), *callbacks]
     if config.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience))
+        watching.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience))
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         logits = torch.from_numpy(np.asarray(prediction.predictions))
@@ -211,7 +224,7 @@ def train(
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if on_gpu else None),
         compute_metrics=compute_metrics,
-        callbacks=callbacks,
+        callbacks=watching,
         task=task,
         distillation=distillation,
     )
