@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "ServedModel", "ServedUrl"]
+__all__ = ["AsJson", "ServedModel", "ServedUrl", "Workflow"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
 ServedUrl = Annotated[
@@ -16,4 +16,13 @@ ServedUrl = Annotated[
 ServedModel = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Name of the served model.  [default: the local server's]", show_default=False),
+]
+Workflow = Annotated[
+    str,
+    typer.Option(
+        "--workflow",
+        metavar="train-and-deploy|pretrain",
+        help="Which pipeline.  [default: train-and-deploy]",
+        show_default=False,
+    ),
 ]
