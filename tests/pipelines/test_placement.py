@@ -80,7 +80,7 @@ def test_the_pretraining_pipeline_is_placed_in_the_same_way(pretraining: Compile
               "count": resources["accelerator"]["resourceCount"]}.items()}  # fmt: skip
     assert taken["memory"]["componentInputParameter"].endswith("train_memory")
     assert taken["type"]["componentInputParameter"].endswith("gpu_type")
-    assert taken["count"]["componentInputParameter"].endswith("inspect-corpus-gpus")
+    assert taken["count"]["taskOutputParameter"] == {"producerTask": "inspect-corpus", "outputParameterKey": "gpus"}
     config = pretraining.platform["exec-pretrain"]
     assert config["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith("node_selector")
     mounts = {

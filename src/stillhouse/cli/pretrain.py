@@ -85,7 +85,8 @@ def print_pretraining(console: Console, record: dict[str, Any]) -> None:
     facts = fact_table()
     what = f"{record['family']} of {record['parameters']:,} parameters, {record['recipe']}"
     facts.add_row("Pretrained", Text.assemble((str(record["model_name"]), "bold green"), f"  {what}"))
-    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in record["metrics"].items())
+    shown = {name: value for name, value in sorted(record["metrics"].items()) if not name.endswith("loss")}
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
     facts.add_row("Held out", Text(figures))
     facts.add_row("Checkpoint", Text(record["checkpoint"], style="bold"))
     note = " (unchanged, recorded before)" if record["reused"] else ""

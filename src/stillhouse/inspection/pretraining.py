@@ -183,7 +183,7 @@ def inspect_pretraining(parameters: Mapping[str, Any], *, step: Step | None = No
     if "tracking_uri" not in wrong:
         try:
             # Every run is recorded in the end: better to hear of it before the training.
-            MlflowRegistry(parameters["tracking_uri"]).initialise()
+            MlflowRegistry(parameters["tracking_uri"]).reach()
         except RegistryError as error:
             found.append(Problem("tracking_uri", str(error)))
     if found:

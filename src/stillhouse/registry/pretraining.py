@@ -172,8 +172,9 @@ def log_pretraining(
 
 
 def _sentence(manifest: ModelManifest) -> str:
-    """What came of it, for the record and whoever is told."""
-    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in manifest.metrics.items())
+    """What came of it, for the record and whoever is told: losses are in the curves."""
+    shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith("loss")}
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
     return f"A {manifest.family} of {manifest.parameters:,} parameters, {manifest.recipe}; held out: {figures}."
 
 

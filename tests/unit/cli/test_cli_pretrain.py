@@ -27,7 +27,7 @@ PLAN = [
 ]
 MADE = {
     "checkpoint": "/models/ours", "model_name": "ours", "family": "bert", "recipe": "from scratch",
-    "parameters": 12_345, "metrics": {"perplexity": 244.71, "sentence_accuracy": 0.5}, "run_id": "abc",
+    "parameters": 12_345, "metrics": {"loss": 6.5, "perplexity": 244.71, "sentence_accuracy": 0.5}, "run_id": "abc",
     "reused": False,
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_it_says_where_the_checkpoint_is_and_what_takes_it(play: Play):
     done = invoke()
     assert done.exit_code == 0
     assert "stillhouse pretrain  preset tiny" in done.stderr and "cached       Prepare corpus" in done.stderr
-    for words in ("ours  bert of 12,345 parameters, from scratch", "perplexity 244.7, sentence accuracy 0.5", "abc"):
+    for words in ("ours  bert of 12,345 parameters, from scratch", "Held out      perplexity 244.7, sentence", "abc"):
         assert words in done.stdout
     assert "stillhouse run --set teacher=/models/ours\n" in done.stdout
 
