@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,21 @@ def test_it_is_published_beside_the_main_pipeline(kubeflow: StandIn, command: An
     code, refused = command("publish", str(path))
     assert code == 2
     assert [problem["where"] for problem in refused["error"]["problems"]] == ["publish.yaml: pipelines.0: workflow"]
+
+
+def test_all_that_is_wrong_with_a_run_is_said_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+):
+    from stillhouse.pipelines import __main__ as command_line
+
+    monkeypatch.setattr(command_line, "end_with_parent", lambda: None)
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path))
+    monkeypatch.setenv("STILLHOUSE_EVENTS", str(tmp_path / "events.jsonl"))
+    settings = [f"corpus={tmp_path}/none.txt", "objective=triple", "stepz=1", "steps=few"]
+    given = [part for setting in settings for part in ("--set", setting)]
+    command = ["x", "run", "--workflow", "pretrain", "--preset", "tiny", "--run-dir", str(tmp_path), *given]
+    monkeypatch.setattr("sys.argv", command)
+    assert command_line.main() == 2
+    said = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert (said[-1]["step"], said[-1]["event"], said[-1]["exit_code"]) == ("run", "failed", 2)
+    assert {problem["where"] for problem in said[-1]["problems"]} == {"stepz", "steps", "corpus", "model", "teacher"}
