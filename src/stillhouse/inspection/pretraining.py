@@ -145,7 +145,7 @@ def _position_problems(config: PretrainedConfig, p: Mapping[str, Any], role: str
 
 def _tokenizer_problems(p: Mapping[str, Any]) -> list[Problem]:
     """Whether the corpus is cut into the very tokens that the checkpoints know, before all of it is."""
-    references, found = _references(p), []
+    references, found = _references(p), list[Problem]()
     if str(p["tokenizer"]).startswith(_TRAINED):
         return [
             Problem("tokenizer", f"is trained anew, and {name} knows the tokens of its own alone.",

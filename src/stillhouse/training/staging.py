@@ -65,8 +65,9 @@ class Work:
         kind = _kinds()[body.pop("kind")]
         settings = dict(body.pop("config"))
         for field in dataclasses.fields(kind):
-            if dataclasses.is_dataclass(field.default) and field.name in settings:
-                settings[field.name] = type(field.default)(**settings[field.name])
+            default: Any = field.default
+            if dataclasses.is_dataclass(default) and field.name in settings:
+                settings[field.name] = type(default)(**settings[field.name])
         return cls(config=kind(**settings), **body)
 
     def do(self, folder: Path, *, output_dir: Path, step: Step | None) -> ModelManifest:
