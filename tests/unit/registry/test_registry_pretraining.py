@@ -110,13 +110,27 @@ def test_the_same_checkpoint_is_recorded_once(
     assert sorted(statuses) == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
 
 
-def test_a_long_history_fits_into_the_server_s_requests(registry: MlflowRegistry, corpus: Path, model: Path):
+def test_a_long_history_fits_into_the_server_s_requests(
+    registry: MlflowRegistry, corpus: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from mlflow import MlflowClient
+    from mlflow.utils.validation import MAX_METRICS_PER_BATCH
+
+    sizes: list[int] = []
+    real = MlflowClient.log_batch
+
+    def counted(client: Any, run_id: str, metrics: Any = (), **rest: Any) -> Any:
+        sizes.append(len(metrics))  # a database file takes any number
+        return real(client, run_id, metrics=metrics, **rest)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
     entries = [{"step": step, "loss": 1 / step} for step in range(1, 2502)]
     (model / "history.json").write_text(json.dumps(entries))
     recorded = registry.record_pretraining(
         PretrainingRecord(model_name="ours"), corpus_dir=corpus, model_dir=model, step=STEP
     )
     assert len(registry.client().get_metric_history(recorded.run_id, "loss")) == 2501
+    assert sum(sizes) == 2501 and max(sizes) <= MAX_METRICS_PER_BATCH
 
 
 def test_a_copy_takes_the_place_of_an_earlier_one_and_of_nothing_else(model: Path, tmp_path: Path):
