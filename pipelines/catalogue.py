@@ -107,7 +107,7 @@ TRAIN_AND_DEPLOY = Pipeline(
     source_remedy="Name a file, a folder, hub://OWNER/NAME or demo://reviews.",
     placeholder="demo://reviews",
     sources=("data", "validation_data", "test_data"),
-    checkpoints=("teacher", "albert"),
+    checkpoints=("teacher", "albert", "student"),
     stores=("checkpoint_dir",),
     # Left alone, it should cost next to nothing where nothing has changed; what is given explicitly wins.
     schedule={"skip_unchanged": "true"},

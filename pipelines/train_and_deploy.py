@@ -44,6 +44,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         teacher: str = "hub://google-bert/bert-base-uncased",
         teacher_epochs: float = 3.0,
         teacher_learning_rate: float = 3e-5,
+        student: str = "teacher://",
         student_epochs: float = 3.0,
         student_learning_rate: float = 5e-5,
         albert: str = "hub://albert/albert-base-v2",
@@ -125,17 +126,18 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             max_test_rows: The same for test.
             validation_fraction: Share of `data` for validation, where no validation data is given.
             test_fraction: Share of `data` for test, where no test data is given.
-            teacher: BERT checkpoint to fine-tune: a folder, hub://OWNER/NAME[@REVISION], minilm://, or scratch://bert?FIELD=VALUE&….
+            teacher: BERT or RoBERTa checkpoint to fine-tune: a folder, hub://OWNER/NAME[@REVISION], minilm://, or scratch://bert?FIELD=VALUE&….
             teacher_epochs: Passes over the training rows for the teacher.
             teacher_learning_rate: The teacher's peak learning rate.
+            student: Where the student comes from: teacher:// (a DistilBERT of the teacher's layers), teacher://albert (an ALBERT factorised from it), or a checkpoint with the teacher's tokenizer, in the same forms.
             student_epochs: Passes over the training rows for the student.
             student_learning_rate: The student's peak learning rate.
-            albert: ALBERT checkpoint to fine-tune, in the same forms, or teacher:// to make one from the teacher.
+            albert: ALBERT checkpoint to fine-tune, in the same forms, or teacher:// to make one from the teacher; teacher://albert?layer_sharing=… says what its layers share (all, attention, ffn or none).
             albert_epochs: Passes over the training rows for the ALBERT.
             albert_learning_rate: The ALBERT's peak learning rate.
-            albert_embedding_size: Size of the factorised embeddings, where the ALBERT is made from the teacher.
-            albert_layers: How often such an ALBERT applies its shared block; 0 takes the teacher's number of layers.
-            distill_layers: Layers of the teacher that the student copies, counted from 1, such as 2,4,6; empty takes every second one.
+            albert_embedding_size: Size of the factorised embeddings, where an ALBERT is made from the teacher.
+            albert_layers: How many layers of such an ALBERT a text passes; 0 takes the teacher's number of layers.
+            distill_layers: Layers of the teacher, counted from 1, such as 2,4,6, that the student copies (empty: every second one), or that a student which copies none follows (empty: evenly spaced ones).
             distill_hard_weight: Weight of the labels' cross-entropy in the distillation loss.
             distill_soft_weight: Weight of the divergence from the teacher's softened probabilities.
             distill_cosine_weight: Weight of one minus the cosine between matched hidden states.

@@ -8,7 +8,10 @@ from stillhouse.components.images import TRAIN_IMAGE
 @dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
 def distill(
     name: str,
+    student: str,
     layers: str,
+    albert_embedding_size: int,
+    albert_layers: int,
     hard_weight: float,
     soft_weight: float,
     cosine_weight: float,
@@ -36,11 +39,14 @@ def distill(
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Distil a DistilBERT with part of the teacher's layers from the fine-tuned teacher.
+    """Distil a student from the fine-tuned teacher: part of its layers, an ALBERT made from it, or a checkpoint.
 
     Args:
         name: The candidate's role, `student`.
-        layers: Layers of the teacher to copy, counted from 1, such as `2,4,6`; empty takes every second one.
+        student: `teacher://` (a DistilBERT of the teacher's layers), `teacher://albert` (an ALBERT factorised from it), or a checkpoint with the teacher's tokenizer.
+        layers: Layers of the teacher, counted from 1, such as `2,4,6`, that are copied (empty: every second one), or that a student which copies none follows (empty: evenly spaced ones).
+        albert_embedding_size: Size of the factorised embeddings of `teacher://albert`.
+        albert_layers: How many layers of `teacher://albert` a text passes; 0 takes the teacher's.
         hard_weight: Weight of the labels' cross-entropy.
         soft_weight: Weight of the divergence from the teacher's probabilities.
         cosine_weight: Weight of one minus the cosine between matched hidden states.
@@ -77,7 +83,8 @@ def distill(
 
     with step(f"distill-{name}") as watch:
         config = DistillConfig(
-            name=name, layers=layers, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+            name=name, student=student, layers=layers, albert_embedding_size=albert_embedding_size,
+            albert_layers=albert_layers, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps, max_length=max_length, warmup_ratio=warmup_ratio,
             weight_decay=weight_decay, evaluations_per_epoch=evaluations_per_epoch,
             early_stopping_patience=early_stopping_patience, quality_metric=quality_metric, precision=precision,

@@ -44,7 +44,7 @@ def finetune(
 
     Args:
         name: The candidate's role: `teacher` or `albert`.
-        checkpoint: A folder, `hub://OWNER/NAME`, `minilm://`, `scratch://FAMILY?…` or `teacher://`.
+        checkpoint: A folder, `hub://OWNER/NAME`, `minilm://`, `scratch://FAMILY?…`, `teacher://` or `teacher://albert?layer_sharing=…`.
         epochs: Passes over the training rows.
         learning_rate: Peak learning rate.
         batch_size: Rows per optimizer step and device.
@@ -66,7 +66,7 @@ def finetune(
         model: The trained checkpoint, with `model.json`.
         metrics: Metrics on the validation split.
         embedding_size: Size of the factorised embeddings of an ALBERT made from the teacher.
-        layers: How often such an ALBERT applies its shared block; 0 takes the teacher's layers.
+        layers: How many layers of such an ALBERT a text passes; 0 takes the teacher's layers.
         hard_weight: Weight of the labels' cross-entropy when learning from the teacher.
         soft_weight: Weight of the divergence from the teacher's probabilities.
         cosine_weight: Weight of one minus the cosine between hidden states.
@@ -100,7 +100,7 @@ def finetune(
             ),
             dataset_dir=Path(dataset.path),
             output_dir=Path(model.path),
-            teacher_dir=Path(teacher.path) if teacher and checkpoint == "teacher://" else None,
+            teacher_dir=Path(teacher.path) if teacher and checkpoint.startswith("teacher://") else None,
             step=watch,
         )
         log_metrics(metrics, manifest.metrics)

@@ -29,6 +29,7 @@ def inspect_source(
     albert_learning_rate: float,
     albert_embedding_size: int,
     albert_layers: int,
+    student: str,
     student_epochs: float,
     student_learning_rate: float,
     distill_layers: str,

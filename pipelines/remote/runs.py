@@ -74,7 +74,7 @@ def _elsewhere(arguments: Mapping[str, Any], pipeline: Pipeline) -> list[Problem
     neutral["tracking_uri"] = "https://mlflow.invalid"
     for name in pipeline.checkpoints:
         value = str(neutral[name])
-        if value.startswith("scratch://"):
+        if value.startswith(("scratch://", "teacher://")):
             found += check_reference(value, name)
         elif value == "minilm://" or (value and "://" not in value):
             neutral[name] = "hub://of-the-cluster"

@@ -1,6 +1,7 @@
 """The typed artifacts that flow between steps: a folder each, with a small JSON manifest.
 
     dataset      dataset.json      Parquet per split
+    corpus       corpus.json       tokens of whole documents as Parquet, and their tokenizer
     model        model.json        Hugging Face checkpoint: config, model.safetensors, tokenizer
     packages     packages.json     one package per precision of one model
     package      package.json      a complete Triton model repository under `triton/`
@@ -25,6 +26,8 @@ from stillhouse import __version__
 from stillhouse.errors import ManifestError
 
 __all__ = [
+    "CorpusManifest",
+    "CorpusSplit",
     "DatasetManifest",
     "EvaluationManifest",
     "Manifest",
@@ -182,6 +185,42 @@ class DatasetManifest(Manifest):
 
     def __post_init__(self) -> None:
         splits = {k: v if isinstance(v, SplitInfo) else SplitInfo(**v) for k, v in self.splits.items()}
+        object.__setattr__(self, "splits", splits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSplit:
+    """One part of a corpus."""
+
+    documents: int
+    sentences: int
+    tokens: int
+    """Without special ones."""
+    shards: int
+    """Parquet files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusManifest(Manifest):
+    """`corpus.json`. The folder holds `tokenizer/`, `train/*.parquet` and `validation/*.parquet`."""
+
+    kind: ClassVar[str] = "corpus"
+
+    corpus: str
+    """What was read."""
+    text_column: str
+    tokenizer: str
+    """As it was asked for: trained on the corpus, or a reference."""
+    vocab_size: int
+    splits: dict[str, CorpusSplit]
+    """`train` and `validation`, the documents held out."""
+    fingerprint: str
+    """Digest of the source's content; empty where it was not read to its end."""
+    validation_fraction: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        splits = {k: v if isinstance(v, CorpusSplit) else CorpusSplit(**v) for k, v in self.splits.items()}
         object.__setattr__(self, "splits", splits)
 
 

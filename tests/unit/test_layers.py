@@ -18,7 +18,7 @@ LAYERS = (
     ("registry",),
     ("evaluation",),
     ("serving", "export", "loadtest"),
-    ("training",),
+    ("training", "pretraining"),
     ("tasks",),
     ("objectives", "models", "data", "client"),
     ("errors", "artifacts", "interrupts", "kubernetes_api", "progress", "redaction", "state", "storage", "versions"),

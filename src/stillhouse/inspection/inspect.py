@@ -16,6 +16,7 @@ from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.export.config import PackageConfig
 from stillhouse.models.checkpoints import check_reference
+from stillhouse.models.students import student_problems
 from stillhouse.progress import Step
 from stillhouse.redaction import holds_credentials
 from stillhouse.registry import LOCK_SUFFIX, MlflowRegistry, RegisterConfig, RegisteredChampion
@@ -135,11 +136,15 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
             name="student",
             epochs=p["student_epochs"],
             learning_rate=p["student_learning_rate"],
+            student=p["student"],
             layers=p["distill_layers"],
+            albert_embedding_size=p["albert_embedding_size"],
+            albert_layers=p["albert_layers"],
             distillation=distillation,
             **common,
         ).problems,
-        *(partial(check_reference, p[role], role) for role in ("teacher", "albert") if checkpoints),
+        *(partial(check_reference, p[role], role) for role in ("teacher", "albert", "student") if checkpoints),
+        lambda: _student_problems(p) if checkpoints else [],
         PackageConfig(
             served_name=p["model_name"],
             precisions=p["precisions"],
@@ -188,6 +193,12 @@ def credential_problems(parameters: Mapping[str, Any], names: Iterable[str]) -> 
         for name in names
         if holds_credentials(str(parameters.get(name) or ""))
     ]
+
+
+def _student_problems(parameters: Mapping[str, Any]) -> list[Problem]:
+    p = parameters
+    alone = p["distill_cosine_weight"] > 0 and not (p["distill_soft_weight"] or p["distill_hard_weight"])
+    return student_problems(p["student"], p["teacher"], p["distill_layers"], hidden_states_alone=alone)
 
 
 def _chart_problems(parameters: Mapping[str, Any], found: Sequence[Problem]) -> list[Problem]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.artifacts import digest_json, sha256_file
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.inspection.inspect import credential_problems, scale_config
+from stillhouse.models.bert_like import position_limit
 from stillhouse.models.checkpoints import check_reference, load_config, load_tokenizer
 from stillhouse.models.distilbert import parse_layers
 from stillhouse.models.references import Reference, parse_reference
@@ -106,9 +107,8 @@ def _references(p: Mapping[str, Any]) -> dict[str, Reference]:
 def _model_problems(p: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the model, whose config is read for it."""
     text = str(p["model"])
-    if text.startswith("teacher://"):
-        return []
-    if found := check_reference(text, "model"):
+    found = check_reference(text, "model")
+    if found or text.startswith("teacher://"):
         return found
     config, families = load_config(parse_reference(text, "model"), "model"), OBJECTIVES.get(p["objective"], ())
     if not text.startswith("scratch://") and families and config.model_type not in families:
@@ -134,9 +134,7 @@ def _teacher_problems(p: Mapping[str, Any]) -> list[Problem]:
 
 
 def _position_problems(config: PretrainedConfig, p: Mapping[str, Any], role: str) -> list[Problem]:
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit and config.model_type == "roberta":
-        limit -= config.pad_token_id + 1  # its positions are counted from there
+    limit = position_limit(config)
     if not limit or p["sequence_length"] <= limit:
         return []
     what = f"{p['sequence_length']} exceeds the {limit} positions of the {role}."

@@ -1,23 +1,38 @@
-"""An ALBERT made from a BERT: factorised embeddings and one block shared by all layers.
+"""ALBERTs: which parts their layers share, and how to make one from a BERT.
 
 Source: Lan et al. 2019, arXiv:1909.11942, section 3.1 (factorised embedding parameterisation, cross-layer parameter
-sharing). Making it from a trained BERT, rather than pretraining it, is our own; it needs distillation afterwards.
+sharing) and section 4.5 (sharing attention or feed-forward networks alone). Making an ALBERT from a trained BERT,
+rather than pretraining it, is our own; it needs distillation afterwards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.bert_like import first_position, require_bert_like
+from stillhouse.models.shape import FIELD, PARTIAL_SHARING
 
 if TYPE_CHECKING:
-    from transformers import AlbertForSequenceClassification, BertForSequenceClassification
+    from transformers import AlbertForSequenceClassification, PreTrainedModel
 
-__all__ = ["Factorisation", "albert_from_bert", "evenly_spaced_layers", "factorise"]
+__all__ = [
+    "LAYER_SHARING",
+    "Factorisation",
+    "albert_from_bert",
+    "evenly_spaced_layers",
+    "factorise",
+    "layer_sharing_of",
+    "sharing_fields",
+    "tie_layers",
+]
 
+LAYER_SHARING = ("all", *PARTIAL_SHARING, "none")
+"""What the layers of an ALBERT may share."""
 _BLOCK_PARTS = {
     "attention.query": "attention.self.query",
     "attention.key": "attention.self.key",
@@ -29,6 +44,82 @@ _BLOCK_PARTS = {
     "full_layer_layer_norm": "output.LayerNorm",
 }
 """ALBERT's name for each part of a transformer block, and BERT's."""
+
+
+def _kind(part: str) -> str:
+    """Whether a part of a block goes with `attention` or with `ffn`; each LayerNorm goes with what it follows."""
+    return "attention" if part.startswith("attention.") else "ffn"
+
+
+def sharing_fields(fields: Mapping[str, Any], parameter: str) -> dict[str, Any]:
+    """Config fields of an ALBERT, where those given may hold `layer_sharing`: all, attention, ffn or none.
+
+    transformers knows groups of layers that share everything. One group is `all`, and as many groups as layers are
+    `none`; the others are `none` with ties, which the config's field `stillhouse` tells of.
+
+    Raises:
+        InputError: there is no such sharing, or the groups that are given contradict it.
+    """
+    from transformers import AlbertConfig
+
+    given = dict(fields)
+    if "layer_sharing" not in given:
+        return given
+    sharing = given.pop("layer_sharing")
+    if sharing not in LAYER_SHARING:
+        what = f"layer_sharing={sharing} is unknown."
+        raise InputError(Problem(parameter, what, f"Choose one of: {', '.join(LAYER_SHARING)}."))
+    layers = given.get("num_hidden_layers", AlbertConfig().num_hidden_layers)
+    groups = 1 if sharing == "all" else layers
+    if given.get("num_hidden_groups", 1) not in (1, groups):
+        what = f"layer_sharing={sharing} has {groups} groups, and num_hidden_groups is {given['num_hidden_groups']}."
+        raise InputError(Problem(parameter, what, "Leave one of them out."))
+    given["num_hidden_groups"] = groups
+    if sharing in PARTIAL_SHARING:
+        given[FIELD] = {"layer_sharing": sharing}
+    return given
+
+
+def layer_sharing_of(config: Any) -> str:
+    """What the layers of an ALBERT with that config share; `groups` where each of several groups shares all."""
+    partial = (getattr(config, FIELD, None) or {}).get("layer_sharing")
+    if partial:
+        return str(partial)
+    if config.num_hidden_groups == 1:
+        return "all"
+    return "none" if config.num_hidden_groups == config.num_hidden_layers else "groups"
+
+
+def _blocks(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Each block of an ALBERT that has parameters of its own, by its name within the encoder's model."""
+    for index, group in enumerate(model.base_model.encoder.albert_layer_groups):
+        for inner, block in enumerate(group.albert_layers):
+            yield f"encoder.albert_layer_groups.{index}.albert_layers.{inner}", block
+
+
+def tie_layers(model: PreTrainedModel, sharing: str) -> None:
+    """Make all blocks of an ALBERT use the first one's parameters for what they share; again, it changes nothing.
+
+    The ties are noted where transformers notes its own, so that `save_pretrained` writes each shared tensor once and
+    `tie_weights` keeps them.
+
+    Args:
+        model: with any head, or none, and as many groups as layers; on any device.
+        sharing: `attention` or `ffn`; with `all` and `none` there is nothing to tie.
+    """
+    (first_name, first), *others = _blocks(model)
+    ties = {}
+    for name, block in others:
+        for part in (part for part in _BLOCK_PARTS if _kind(part) == sharing):
+            target = block.get_submodule(part)
+            for leaf, parameter in first.get_submodule(part).named_parameters():
+                assert target.get_parameter(leaf).shape == parameter.shape, f"{name}.{part} has another shape"
+                setattr(target, leaf, parameter)
+                ties[f"{name}.{part}.{leaf}"] = f"{first_name}.{part}.{leaf}"
+    base = model.base_model
+    base._tied_weights_keys = {**(type(base)._tied_weights_keys or {}), **ties}
+    for module in (base, model):
+        module.all_tied_weights_keys = module.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 @dataclass(frozen=True)
@@ -66,17 +157,18 @@ def evenly_spaced_layers(count: int, teacher_layers: int) -> tuple[int, ...]:
 
 
 def albert_from_bert(
-    teacher: BertForSequenceClassification,
+    teacher: PreTrainedModel,
     *,
     embedding_size: int,
     layers: int = 0,
+    layer_sharing: str = "all",
     token_counts: torch.Tensor | None = None,
     seed: int = 0,
 ) -> tuple[AlbertForSequenceClassification, float]:
     """Build an ALBERT of the teacher's width, and the share of embedding energy that it keeps.
 
-    `layers` is how often the shared block is applied; 0 takes the teacher's depth. Fewer are faster, and easier to
-    recover: one block cannot follow each of many different ones.
+    `layers` is how many layers a text passes; 0 takes the teacher's depth. Fewer are faster, and easier to recover: one
+    block cannot follow each of many different ones.
 
     The word, position and type embeddings [·, h] are projected to `embedding_size` = e by the truncated SVD of the word
     embeddings. With `token_counts` [v], how often each token stands in the training texts, a word counts in it as often
@@ -85,42 +177,41 @@ def albert_from_bert(
     after it; so the mapping [h, e] is fitted by least squares to give BERT's own normalised embeddings back, over the
     vocabulary, weighted alike, at random positions.
 
-    The shared block starts as the mean of the teacher's blocks: attention heads of different layers do not correspond,
-    but the mean keeps the scale and bias that residual stream and LayerNorm expect. Pooler and classifier are copied.
+    What the layers share (`layer_sharing`: all, attention, ffn or none) starts as the mean over the teacher's blocks:
+    attention heads of different layers do not correspond, but the mean keeps the scale and bias that residual stream
+    and LayerNorm expect. What is a layer's own is copied from the teacher's layer at the same share of the depth. The
+    pooler, or the layer that a RoBERTa has in its place, and the classifier are copied.
 
     Raises:
-        InputError: the teacher is not of the BERT family, or `embedding_size` exceeds its hidden size.
+        InputError: the teacher is not built as BERT is, `embedding_size` exceeds its hidden size, or there is no such
+            sharing.
     """
     from transformers import AlbertConfig, AlbertForSequenceClassification
 
     source = teacher.config
-    problems = []
-    if source.model_type != "bert":
-        problems.append(
-            Problem("teacher", f"is of the family {source.model_type!r}; an ALBERT is made from a BERT.",
-                    "Give a BERT checkpoint, or a trained ALBERT checkpoint as `albert`.")
-        )  # fmt: skip
-    elif not 1 <= embedding_size <= source.hidden_size:
-        problems.append(
+    old = require_bert_like(teacher, "an ALBERT")
+    if not 1 <= embedding_size <= source.hidden_size:
+        raise InputError(
             Problem("albert_embedding_size", f"{embedding_size} is not between 1 and the teacher's hidden size "
                     f"{source.hidden_size}.", "Choose a size in that range.")
         )  # fmt: skip
-    if problems:
-        raise InputError(problems)
+    depth = layers or source.num_hidden_layers
+    fields = sharing_fields({"num_hidden_layers": depth, "layer_sharing": layer_sharing}, "albert")
     config = AlbertConfig(
+        **fields,
         vocab_size=source.vocab_size,
         embedding_size=embedding_size,
         hidden_size=source.hidden_size,
-        num_hidden_layers=layers or source.num_hidden_layers,
         num_attention_heads=source.num_attention_heads,
         intermediate_size=source.intermediate_size,
         hidden_act=source.hidden_act,
-        max_position_embeddings=source.max_position_embeddings,
+        max_position_embeddings=source.max_position_embeddings - first_position(source),
         type_vocab_size=source.type_vocab_size,
         layer_norm_eps=source.layer_norm_eps,
         initializer_range=source.initializer_range,
         pad_token_id=source.pad_token_id,
-        # No dropout, as in the paper's section 4.8; the small space overfits little.
+        # No dropout, as in the paper's section 4.8; the small space overfits little. The classifier's own, which the
+        # paper keeps when it fine-tunes (its table 14), is another thing.
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         classifier_dropout_prob=0.1,
@@ -132,38 +223,47 @@ def albert_from_bert(
     student = AlbertForSequenceClassification(config)
     with torch.no_grad():
         energy = _factorise_embeddings(teacher, student, embedding_size, token_counts, seed)
-        block = student.albert.encoder.albert_layer_groups[0].albert_layers[0]
-        for part, counterpart in _BLOCK_PARTS.items():
-            module = block.get_submodule(part)
-            states = [layer.get_submodule(counterpart).state_dict() for layer in teacher.bert.encoder.layer]
-            module.load_state_dict({name: torch.stack([s[name] for s in states]).mean(dim=0) for name in states[0]})
-        student.albert.pooler.load_state_dict(teacher.bert.pooler.dense.state_dict())
-        student.classifier.load_state_dict(teacher.classifier.state_dict())
+        followed = evenly_spaced_layers(depth, source.num_hidden_layers)
+        for index, (_, block) in enumerate(_blocks(student)):
+            for part, counterpart in _BLOCK_PARTS.items():
+                shared = layer_sharing in ("all", _kind(part))
+                originals = old.encoder.layer if shared else [old.encoder.layer[followed[index] - 1]]
+                states = [layer.get_submodule(counterpart).state_dict() for layer in originals]
+                mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
+                block.get_submodule(part).load_state_dict(mean)
+        # RoBERTa's head begins with a layer of its own that does what BERT's pooler does.
+        pooled = teacher.classifier.dense if old.pooler is None else old.pooler.dense
+        classifier = teacher.classifier.out_proj if old.pooler is None else teacher.classifier
+        student.albert.pooler.load_state_dict(pooled.state_dict())
+        student.classifier.load_state_dict(classifier.state_dict())
+    tie_layers(student, layer_sharing)
     return student, energy
 
 
 def _factorise_embeddings(
-    teacher: BertForSequenceClassification,
+    teacher: PreTrainedModel,
     student: AlbertForSequenceClassification,
     size: int,
     token_counts: torch.Tensor | None,
     seed: int,
 ) -> float:
     """Set the student's embeddings and mapping; return the energy kept."""
-    old, new = teacher.bert.embeddings, student.albert.embeddings
+    old, new = teacher.base_model.embeddings, student.albert.embeddings
+    first = first_position(teacher.config)
     weights = torch.ones(old.word_embeddings.num_embeddings)
     if token_counts is not None:
         weights = weights + token_counts
     factors = factorise(old.word_embeddings.weight, size, weights)
-    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-        getattr(new, name).weight.copy_(getattr(old, name).weight @ factors.basis)
+    new.word_embeddings.weight.copy_(old.word_embeddings.weight @ factors.basis)
+    new.position_embeddings.weight.copy_(old.position_embeddings.weight[first:] @ factors.basis)
+    new.token_type_embeddings.weight.copy_(old.token_type_embeddings.weight @ factors.basis)
 
     words = torch.arange(old.word_embeddings.num_embeddings)
     generator = torch.Generator().manual_seed(seed)
     # Real texts are short, so positions beyond 128 would only blur the fit.
-    positions = torch.randint(min(128, old.position_embeddings.num_embeddings), words.shape, generator=generator)
+    positions = torch.randint(min(128, new.position_embeddings.num_embeddings), words.shape, generator=generator)
     target = old.LayerNorm(
-        old.word_embeddings(words) + old.position_embeddings(positions) + old.token_type_embeddings.weight[0]
+        old.word_embeddings(words) + old.position_embeddings(first + positions) + old.token_type_embeddings.weight[0]
     )
     reduced = new.LayerNorm(
         new.word_embeddings(words) + new.position_embeddings(positions) + new.token_type_embeddings.weight[0]

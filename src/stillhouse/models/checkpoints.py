@@ -8,25 +8,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.albert import sharing_fields
+from stillhouse.models.bert_like import BERT_LIKE
 from stillhouse.models.references import Reference, parse_reference
+from stillhouse.models.shape import FIELD, apply_shape, shape_problems
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = [
+    "build_model",
     "check_reference",
     "load_config",
     "load_model",
     "load_tokenizer",
     "model_from_scratch",
     "parameter_count",
+    "save_model",
     "train_tokenizer",
 ]
 
 _log = logging.getLogger(__name__)
 
-ROLE_FAMILIES = {"teacher": ("bert",), "albert": ("albert",)}
+ROLE_FAMILIES = {"teacher": BERT_LIKE, "albert": ("albert",), "student": ("distilbert", "albert", *BERT_LIKE)}
 """Families that a role in the pipeline accepts; a role that is not listed accepts any."""
+_MADE_FROM_TEACHER = {
+    "albert": ("", "albert"),
+    "student": ("", "distilbert", "albert"),
+    "model": ("", "distilbert"),  # what is pretrained
+}
+"""Families that a role can be made in from the teacher."""
 
 
 def check_reference(text: str, role: str) -> list[Problem]:
@@ -34,9 +46,7 @@ def check_reference(text: str, role: str) -> list[Problem]:
     try:
         reference = parse_reference(text, role)
         if reference.kind == "teacher":
-            if role == "teacher":
-                return [Problem(role, "the teacher cannot be made from itself.", "Name a checkpoint.")]
-            return []
+            return _made_problems(reference, role)
         config = load_config(reference, role)
     except InputError as error:
         return list(error.problems)
@@ -46,17 +56,35 @@ def check_reference(text: str, role: str) -> list[Problem]:
             Problem(role, f"{text!r} is of the family {config.model_type!r}; {role} must be one of: "
                     f"{', '.join(families)}.", "Name a checkpoint of that family.")
         ]  # fmt: skip
-    return _scratch_problems(config, text, role) if reference.kind == "scratch" else []
+    return _scratch_problems(config, text, role) if reference.kind == "scratch" else shape_problems(config, role)
+
+
+def _made_problems(reference: Reference, role: str) -> list[Problem]:
+    if role not in _MADE_FROM_TEACHER:
+        return [Problem(role, "the teacher cannot be made from itself.", "Name a checkpoint.")]
+    if reference.family not in _MADE_FROM_TEACHER[role]:
+        wanted = " or ".join(f"teacher://{family}" for family in _MADE_FROM_TEACHER[role])
+        return [Problem(role, f"{reference.text!r} is no model for {role}.", f"Write {wanted}.")]
+    fields = set(reference.fields) - ({"layer_sharing"} if reference.family != "distilbert" else set())
+    if fields:
+        what = f"{reference.text!r} gives {', '.join(sorted(fields))}, and the teacher decides on that."
+        return [Problem(role, what, "An ALBERT takes layer_sharing alone.")]
+    try:
+        sharing_fields(reference.fields, role)
+    except InputError as error:
+        return list(error.problems)
+    return []
 
 
 def _scratch_problems(config: PretrainedConfig, text: str, role: str) -> list[Problem]:
     """What keeps a model from being built with that config, for example heads that do not divide the hidden size."""
     import torch
-    from transformers import AutoModel
 
     try:
         with torch.device("meta"):  # shapes only: nothing is allocated
-            AutoModel.from_config(config)
+            build_model(config, "AutoModel", role)
+    except InputError as error:
+        return list(error.problems)
     except Exception as error:
         return [Problem(role, f"{text!r} describes no model ({error}).", "Correct the config's fields.")]
     return []
@@ -64,6 +92,8 @@ def _scratch_problems(config: PretrainedConfig, text: str, role: str) -> list[Pr
 
 def load_config(reference: Reference, parameter: str, head: Mapping[str, Any] | None = None) -> PretrainedConfig:
     """The checkpoint's config, with the fields of a task's head set.
+
+    From scratch, an ALBERT's fields may hold `layer_sharing`; see `stillhouse.models.albert`.
 
     Raises:
         InputError: the checkpoint cannot be found, or its config is not readable or has wrong fields.
@@ -73,13 +103,17 @@ def load_config(reference: Reference, parameter: str, head: Mapping[str, Any] | 
     head = dict(head or {})
     try:
         if reference.kind == "scratch":
-            config = AutoConfig.for_model(reference.family, **reference.fields)
-            unknown = sorted(set(reference.fields) - set(AutoConfig.for_model(reference.family).to_dict()))
+            fields = dict(reference.fields)
+            unknown = set(fields) - set(AutoConfig.for_model(reference.family).to_dict())
+            if reference.family == "albert":
+                unknown.discard("layer_sharing")
+                fields = sharing_fields(fields, parameter)
             if unknown:
                 raise InputError(
-                    Problem(parameter, f"{reference.family} has no config field {', '.join(unknown)}.",
+                    Problem(parameter, f"{reference.family} has no config field {', '.join(sorted(unknown))}.",
                             "See the field names in the family's transformers config.")
                 )  # fmt: skip
+            config = AutoConfig.for_model(reference.family, **fields)
             for name, value in head.items():
                 setattr(config, name, value)
             return config
@@ -118,6 +152,22 @@ def load_tokenizer(reference: Reference, parameter: str) -> PreTrainedTokenizerF
     return tokenizer
 
 
+def build_model(config: PretrainedConfig, auto_class: str, parameter: str = "checkpoint") -> PreTrainedModel:
+    """A model of that config with fresh weights, in the shape of its own that the config names, if any.
+
+    Args:
+        config: also of no transformers shape; see `stillhouse.models.shape`.
+        auto_class: `AutoModel`, or one with a head.
+        parameter: what to blame for a shape that cannot be.
+
+    Raises:
+        InputError: the config names no such shape.
+    """
+    import transformers
+
+    return apply_shape(getattr(transformers, auto_class).from_config(config), parameter)
+
+
 def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapping[str, Any]) -> PreTrainedModel:
     """The checkpoint with the task's head; a head of another size, or none, is replaced by a fresh one.
 
@@ -125,10 +175,13 @@ def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapp
         InputError: the weights are missing, pickled, or of an architecture without such a head.
     """
     import transformers
+    from safetensors import SafetensorError
 
     config = load_config(reference, parameter, head)
     loader = getattr(transformers, auto_class)
     try:
+        if getattr(config, FIELD, None):
+            return _load_own_shape(reference, parameter, auto_class, config)
         return loader.from_pretrained(
             reference.location,
             revision=reference.revision,
@@ -137,11 +190,67 @@ def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapp
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             Problem(parameter, f"{reference.text!r} cannot be loaded ({str(error).splitlines()[0]}).",
                     "Give a checkpoint with safetensors weights whose family has such a head.")
         ) from None  # fmt: skip
+
+
+def _load_own_shape(reference: Reference, parameter: str, auto_class: str, config: PretrainedConfig) -> PreTrainedModel:
+    """A checkpoint that `from_pretrained` would build in another shape than it has."""
+    from safetensors.torch import load_file
+    from transformers.utils import cached_file
+
+    model = build_model(config, auto_class, parameter)
+    file = cached_file(reference.location, "model.safetensors", revision=reference.revision)
+    assert file is not None
+    tensors = _named_as_in(model, load_file(file))
+    own = dict(model.named_parameters(remove_duplicate=False))
+    encoder = _encoder_names(model)
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    # What is tied to a tensor of the file is filled with it.
+    filled = {id(own[name]) for name in fitting}
+    missing = sorted(name for name in encoder if id(own[name]) not in filled)
+    if missing:
+        raise InputError(
+            Problem(parameter, f"{reference.text!r} has no {missing[0]} of the shape {tuple(own[missing[0]].shape)} "
+                    f"that its config names ({len(missing)} such).", "Save it again with the release that made it.")
+        )  # fmt: skip
+    fresh = sorted(name for name, value in own.items() if id(value) not in filled)
+    if fresh:
+        _log.info("%s starts with fresh weights: %s", parameter, ", ".join(fresh))
+    model.load_state_dict(fitting, strict=False)
+    return model.eval()
+
+
+def _named_as_in(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under the names that `model` has for them, whether either has a head or not."""
+    prefix = f"{model.base_model_prefix}."
+    headless = not any(name.startswith(prefix) for name in tensors)
+    if model.base_model is model:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {f"{prefix}{name}" if headless else name: tensor for name, tensor in tensors.items()}
+
+
+def _encoder_names(model: PreTrainedModel) -> set[str]:
+    """The parameters that a checkpoint must hold: all of the encoder's but a pooler, which not every head has."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    names = (name for name, _ in model.base_model.named_parameters(remove_duplicate=False))
+    return {prefix + name for name in names if not name.startswith("pooler.")}
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write the model's config and its weights, as safetensors, each tensor once, to `folder`.
+
+    A shape of its own goes into the config; `load_model` reads it back.
+    """
+    for tied, source in getattr(model, "all_tied_weights_keys", {}).items():
+        # An untied copy would be dropped without a word.
+        assert model.get_parameter(tied) is model.get_parameter(source), f"{tied} is no longer tied to {source}"
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(folder, safe_serialization=True)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -191,12 +300,10 @@ def model_from_scratch(
     reference: Reference, parameter: str, auto_class: str, head: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedModel:
     """Random weights from a `scratch://` reference, with the vocabulary of `tokenizer`."""
-    import transformers
-
     config = load_config(reference, parameter, {**head, "vocab_size": len(tokenizer)})
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(config, name, tokenizer.pad_token_id if name == "pad_token_id" else None)
-    return getattr(transformers, auto_class).from_config(config)
+    return build_model(config, auto_class, parameter)
 
 
 def parameter_count(model: PreTrainedModel) -> int:

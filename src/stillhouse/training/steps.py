@@ -16,9 +16,11 @@ from stillhouse.artifacts import DatasetManifest, ModelManifest, digest_json
 from stillhouse.data.dataset import read_split
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
-from stillhouse.models.albert import albert_from_bert, evenly_spaced_layers
+from stillhouse.models.albert import albert_from_bert
+from stillhouse.models.bert_like import position_limit
 from stillhouse.models.distilbert import parse_layers, student_from_bert
-from stillhouse.models.references import parse_reference
+from stillhouse.models.references import Reference, parse_reference
+from stillhouse.models.students import followed_layers, tokenizer_problems
 from stillhouse.progress import Step
 from stillhouse.tasks import get_task
 from stillhouse.training import ranks
@@ -58,23 +60,18 @@ def finetune(
     run = _Run(config, dataset_dir, teacher_dir)
     reference = parse_reference(config.checkpoint, config.name)
     if reference.kind == "teacher":
+        if problems := checkpoints.check_reference(config.checkpoint, "albert"):
+            raise InputError(problems)
         if teacher_dir is None:
             raise InputError(
                 Problem(config.name, "teacher:// needs a trained teacher.", "Pass the teacher's artifact.")
             )
         teacher, tokenizer = run.load_teacher(teacher_dir)
-        model, energy = albert_from_bert(
-            teacher,
-            embedding_size=config.embedding_size,
-            layers=config.layers,
-            token_counts=run.token_counts(tokenizer),
-            seed=config.seed,
-        )
-        _log.info("embeddings factorised to %d, keeping %.1f%% of their energy", config.embedding_size, 100 * energy)
-        followed = evenly_spaced_layers(model.config.num_hidden_layers, teacher.config.num_hidden_layers)
+        model, facts = run.factorise(teacher, tokenizer, reference, config.embedding_size, config.layers)
+        layers = followed_layers("", model.config, teacher.config)
         return run.train(
             model, tokenizer, "factorised from the teacher", output_dir, step,
-            distillation=(teacher, followed), facts={"embedding_energy": round(energy, 4)},
+            distillation=(teacher, layers), facts=facts,
         )  # fmt: skip
     if reference.kind == "scratch":
         texts = read_split(dataset_dir, "train")["text"]
@@ -90,15 +87,37 @@ def finetune(
 def distill(
     config: DistillConfig, *, dataset_dir: Path, teacher_dir: Path, output_dir: Path, step: Step | None = None
 ) -> ModelManifest:
-    """Distil a DistilBERT from the teacher artifact and write a model artifact.
+    """Distil a student from the teacher artifact and write a model artifact.
+
+    Every layer of the student follows one of the teacher's: the one that it was copied from, or else the one at the
+    same share of the depth. Where the widths differ, hidden states are not compared.
 
     Raises:
-        InputError: the teacher is not a BERT, or lacks a layer that `config.layers` names.
+        InputError: the teacher is not built as BERT is, or lacks a layer that `config.layers` names; or the student
+            does not share its tokenizer, or nothing is left that it could learn from.
     """
     run = _Run(config, dataset_dir, teacher_dir)
+    if problems := checkpoints.check_reference(config.student, "student"):
+        raise InputError(problems)
     teacher, tokenizer = run.load_teacher(teacher_dir)
-    layers = parse_layers(config.layers, teacher.config.num_hidden_layers)
-    student = student_from_bert(teacher, layers)
+    reference = parse_reference(config.student, "student")
+    facts: dict[str, Any] = {}
+    if reference.kind == "teacher" and reference.family != "albert":
+        layers = parse_layers(config.layers, teacher.config.num_hidden_layers)
+        student = student_from_bert(teacher, layers)
+    else:
+        if reference.kind == "teacher":
+            student, facts = run.factorise(
+                teacher, tokenizer, reference, config.albert_embedding_size, config.albert_layers
+            )
+        else:
+            student = run.load_student(reference, tokenizer)
+        layers = followed_layers(config.layers, student.config, teacher.config)
+    if not layers and not (config.distillation.hard or config.distillation.soft):
+        raise InputError(
+            Problem("student", "has hidden states of another width than the teacher's, and nothing else to learn from.",
+                    "Give distill_soft_weight or distill_hard_weight above 0.")
+        )  # fmt: skip
     return run.train(
         student,
         tokenizer,
@@ -106,7 +125,7 @@ def distill(
         output_dir,
         step,
         distillation=(teacher, layers),
-        facts={"layers": list(layers)},
+        facts={"layers": list(layers), **facts},
     )
 
 
@@ -148,14 +167,43 @@ class _Run:
         tokenizer = checkpoints.load_tokenizer(reference, "teacher")
         return checkpoints.load_model(reference, "teacher", self.task.auto_class, self.head), tokenizer
 
-    def token_counts(self, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-        """How often each token [v] stands in the training texts."""
+    def load_student(self, reference: Reference, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+        """A student that is not made of the teacher's parts; it reads what the teacher reads."""
+        if reference.kind == "scratch":
+            return checkpoints.model_from_scratch(reference, "student", self.task.auto_class, self.head, tokenizer)
+        if problems := tokenizer_problems(reference, tokenizer):
+            raise InputError(problems)
+        return checkpoints.load_model(reference, "student", self.task.auto_class, self.head)
+
+    def factorise(
+        self,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        reference: Reference,
+        embedding_size: int,
+        layers: int,
+    ) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """An ALBERT made from the teacher, and what is worth noting of it."""
+        sharing = reference.fields.get("layer_sharing", "all")
+        model, energy = albert_from_bert(
+            teacher,
+            embedding_size=embedding_size,
+            layers=layers,
+            layer_sharing=sharing,
+            token_counts=self.token_counts(tokenizer, teacher.config.vocab_size),
+            seed=self.config.seed,
+        )
+        _log.info("embeddings factorised to %d, keeping %.1f%% of their energy", embedding_size, 100 * energy)
+        return model, {"embedding_energy": round(energy, 4), "layer_sharing": sharing}
+
+    def token_counts(self, tokenizer: PreTrainedTokenizerFast, rows: int) -> torch.Tensor:
+        """How often each token stands in the training texts: [rows], of which the tokenizer may have fewer."""
         import torch
 
-        counts = torch.zeros(len(tokenizer))
+        counts = torch.zeros(rows)
         for batch in self._rows("train", tokenizer).iter(batch_size=1000):
             ids = torch.tensor([token for row in batch["input_ids"] for token in row])
-            counts += torch.bincount(ids, minlength=len(tokenizer))
+            counts += torch.bincount(ids, minlength=rows)
         return counts
 
     def train(
@@ -171,15 +219,19 @@ class _Run:
     ) -> ModelManifest:
         from stillhouse.training.trainer import Distillation, train
 
-        limit = getattr(model.config, "max_position_embeddings", None)
-        if limit and self.config.max_length > limit:
-            raise InputError(
-                Problem("max_length", f"{self.config.max_length} exceeds the {limit} positions of {self.config.name}.",
-                        f"Give at most {limit}.")
-            )  # fmt: skip
+        for taken, name in ((model, self.config.name), *([(distillation[0], "teacher")] if distillation else [])):
+            limit = position_limit(taken.config)
+            if limit and self.config.max_length > limit:
+                raise InputError(
+                    Problem("max_length", f"{self.config.max_length} exceeds the {limit} positions of {name}.",
+                            f"Give at most {limit}.")
+                )  # fmt: skip
         teaching: Distillation | None = None
         if distillation is not None:
-            teaching = Distillation(distillation[0], self.config.distillation, distillation[1])
+            teacher, layers = distillation
+            # Without layers to follow there is no cosine to take.
+            settings = self.config.distillation if layers else dataclasses.replace(self.config.distillation, cosine=0.0)
+            teaching = Distillation(teacher, settings, layers)
         with open_store(self.config.checkpoint_dir, self._key()) as store:
             metrics, history = train(
                 self.config,
@@ -223,9 +275,7 @@ class _Run:
         history: list[dict[str, Any]],
         facts: dict[str, Any],
     ) -> ModelManifest:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        model.config.architectures = [type(model).__name__]
-        model.save_pretrained(output_dir, safe_serialization=True)
+        checkpoints.save_model(model, output_dir)
         tokenizer.save_pretrained(output_dir)
         (output_dir / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
         self._manifest(model, recipe, metrics, facts).save(output_dir)
@@ -236,7 +286,7 @@ class _Run:
     ) -> ModelManifest:
         together = {"processes": ranks.world_size()} if ranks.world_size() > 1 else {}
         return ModelManifest(
-            producer="distill" if recipe == "distilled" else "finetune",
+            producer="distill" if isinstance(self.config, DistillConfig) else "finetune",
             inputs=self.inputs,
             name=self.config.name,
             task=self.task.name,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BartConfig
 
 from stillhouse.errors import InputError
 from stillhouse.inspection import inspect_run, record_unchanged
@@ -40,6 +41,7 @@ def test_a_sound_run_gets_a_fingerprint_and_versions(source: Path):
 def test_every_parameter_that_will_not_do_is_named(source: Path):
     wrong = {
         "max_train_rows": -1, "validation_fraction": 2.0, "teacher": "/nowhere", "albert": "hub://a/b/c",
+        "student": "teacher://bert",
         "teacher_epochs": 0.0, "student_learning_rate": 7.0, "albert_embedding_size": 0, "batch_size": 0,
         "distill_layers": "x", "distill_temperature": 0.0, "precisions": "int4", "max_text_bytes": 0,
         "policy": "best", "min_retention": 0.0, "quality_metric": "bleu", "model_name": "a/b", "deploy_target": "moon",
@@ -159,3 +161,25 @@ def test_a_registry_out_of_reach_is_told_with_everything_else(source: Path, monk
     with pytest.raises(InputError) as caught:
         inspect_run(parameters(source, tracking_uri="http://127.0.0.1:1", policy="best"))
     assert {problem.where for problem in caught.value.problems} == {"tracking_uri", "policy"}
+
+
+def test_a_student_must_fit_the_teacher_before_anything_is_trained(source: Path):
+    assert inspect_run(parameters(source, student="teacher://albert?layer_sharing=ffn")).proceed == "yes"
+    narrow = SCRATCH.replace("hidden_size=16", "hidden_size=8")
+    assert inspect_run(parameters(source, student=narrow)).proceed == "yes"
+    only_cosine = {"distill_hard_weight": 0.0, "distill_soft_weight": 0.0}
+    with pytest.raises(InputError, match=r"student: .* there is nothing to learn from"):
+        inspect_run(parameters(source, student=narrow, **only_cosine))
+    with pytest.raises(InputError, match=r"distill_layers: .* names 2 layers, and the student has 1"):
+        deep = SCRATCH.replace("layers=1", "layers=2")
+        inspect_run(parameters(source, student=narrow, teacher=deep, distill_layers="1,2"))
+    with pytest.raises(InputError, match=r"student: .* the teacher's is yet to be trained"):
+        inspect_run(parameters(source, student="minilm://"))
+    with pytest.raises(InputError, match=r"student: .* is of the family 'bart'"):
+        inspect_run(parameters(source, student=bart(source.parent / "bart")))
+
+
+def bart(folder: Path) -> str:
+    BartConfig(d_model=16).save_pretrained(folder)
+    (folder / "model.safetensors").touch()
+    return str(folder)

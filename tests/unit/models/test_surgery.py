@@ -77,12 +77,12 @@ def test_distilbert_of_bert_base_has_40_percent_fewer_parameters():
 
 
 def test_a_teacher_of_another_family_is_refused():
-    from transformers import RobertaConfig, RobertaForSequenceClassification
+    from transformers import ElectraConfig, ElectraForSequenceClassification
 
     with torch.device("meta"):
-        other = RobertaForSequenceClassification(RobertaConfig(num_hidden_layers=2))
+        other = ElectraForSequenceClassification(ElectraConfig(num_hidden_layers=2))
     for surgery in (lambda: student_from_bert(other, (2,)), lambda: albert_from_bert(other, embedding_size=8)):
-        with pytest.raises(InputError, match="family 'roberta'"):
+        with pytest.raises(InputError, match="family 'electra'"):
             surgery()
 
 
