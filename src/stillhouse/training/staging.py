@@ -65,9 +65,9 @@ class Work:
         kind = _kinds()[body.pop("kind")]
         settings = dict(body.pop("config"))
         for field in dataclasses.fields(kind):
-            default: Any = field.default
-            if dataclasses.is_dataclass(default) and field.name in settings:
-                settings[field.name] = type(default)(**settings[field.name])
+            nested = type(field.default)
+            if dataclasses.is_dataclass(nested) and field.name in settings:
+                settings[field.name] = nested(**settings[field.name])
         return cls(config=kind(**settings), **body)
 
     def do(self, folder: Path, *, output_dir: Path, step: Step | None) -> ModelManifest:
