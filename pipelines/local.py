@@ -1,4 +1,4 @@
-"""Run the main pipeline on this machine with kfp.local: the same function that is compiled for a cluster."""
+"""Run a pipeline on this machine with kfp.local: the same function that is compiled for a cluster."""
 
 import ctypes
 import logging
@@ -16,6 +16,7 @@ from kfp import local
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from stillhouse.errors import InputError, StillhouseError
+from stillhouse.pipelines.catalogue import TRAIN_AND_DEPLOY, Pipeline
 from stillhouse.progress import emit
 from stillhouse.registry import MlflowRegistry
 from stillhouse.registry.tracking import resolve_uri, sqlite_path
@@ -95,7 +96,7 @@ class _CacheHits(logging.Handler):
             emit(self._steps.id_of(match[1]), "cached")
 
 
-def local_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def local_defaults(arguments: Mapping[str, Any], pipeline: Pipeline = TRAIN_AND_DEPLOY) -> dict[str, Any]:
     """Fill in what a laptop has no cluster for: MLflow on SQLite, and a folder for checkpoints."""
     filled = dict(arguments)
     if not filled["tracking_uri"] and not os.environ.get(TRACKING_VARIABLE):
@@ -103,7 +104,7 @@ def local_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
         filled["tracking_uri"] = tracking_uri()
     if not filled["checkpoint_dir"]:
         filled["checkpoint_dir"] = str(home() / "checkpoints")
-    for name in ("data", "validation_data", "test_data", "teacher", "albert"):
+    for name in (*pipeline.sources, *pipeline.checkpoints, *pipeline.stores):
         # Steps run in the same folder as the command, but their cache must not depend on which folder that is.
         value = filled[name]
         if value and "://" not in value:
@@ -111,18 +112,17 @@ def local_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def run_locally(arguments: Mapping[str, Any]) -> None:
-    """Run the pipeline to its end; its steps report their progress as events.
+def run_locally(arguments: Mapping[str, Any], pipeline: Pipeline = TRAIN_AND_DEPLOY) -> None:
+    """Run a pipeline to its end; its steps report their progress as events.
 
     Raises:
         StillhouseError: a step failed; its own event has said why.
     """
-    from stillhouse.pipelines.train_and_deploy import train_and_deploy
-
-    steps = LocalSteps(train_and_deploy.pipeline_spec)
+    component = pipeline.component
+    steps = LocalSteps(component.pipeline_spec)
     emit("run", "plan", steps=[{"id": step_id, "title": title} for step_id, title in steps.titles.items()])
     begin = time.monotonic()
-    filled = local_defaults(arguments)
+    filled = local_defaults(arguments, pipeline)
     # Processes that first touch a new database at the same time fail, so it is made before any step. A server has its
     # own; the first step asks for it, and tells of everything else that is wrong as well.
     if sqlite_path(resolve_uri(filled["tracking_uri"])) is not None:
@@ -135,7 +135,7 @@ def run_locally(arguments: Mapping[str, Any]) -> None:
     )
     logging.getLogger().addHandler(_CacheHits(steps))
     try:
-        train_and_deploy(**filled)
+        component(**filled)
     except RuntimeError as error:
         # kfp.local raises RuntimeError for a failed task; anything else is a bug and keeps its traceback.
         raise StillhouseError(str(error)) from None

@@ -9,10 +9,6 @@ With `skip_unchanged`, everything after the first step is left out where the sou
 trained. The ALBERT comes after the teacher, since with `albert=teacher://` it is made from it; it trains beside the student.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
-
-import docstring_parser
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
@@ -26,19 +22,7 @@ from stillhouse.components.notify.component import notify
 from stillhouse.components.package.component import package
 from stillhouse.components.prepare_data.component import prepare_data
 from stillhouse.components.register.component import register
-
-
-class Cluster(Protocol):
-    """What a cluster adds to each step; see `stillhouse.pipelines.placement`."""
-
-    def apply(self, tasks: Iterable[dsl.PipelineTask], training: Mapping[str, Any]) -> None:
-        """Set resources, placement, environment, volumes, retries and timeouts.
-
-        Args:
-            tasks: all tasks of the pipeline.
-            training: `cpu`, `memory`, `gpus`, `gpu_type`, `node_selector` and `tolerations` of the steps that train,
-                which are known when the pipeline runs.
-        """
+from stillhouse.pipelines.wiring import Cluster, Wiring, description
 
 
 def define(cluster: Cluster | None = None) -> BaseComponent:
@@ -222,19 +206,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             node_selector: Labels of the nodes to train on, as a JSON object.
             tolerations: Taints that training tolerates, as a JSON list of Kubernetes tolerations.
         """
-        parameters = dict(locals())
-        tasks: list[dsl.PipelineTask] = []
-
-        def given(component: BaseComponent) -> dict[str, Any]:
-            """The pipeline's parameters that a component takes under the same names."""
-            inputs = component.component_spec.inputs or {}
-            return {name: value for name, value in parameters.items()
-                    if name in inputs and not inputs[name].type.startswith("system.")}  # fmt: skip
-
-        def step(title: str, component: BaseComponent, *, cached: bool = True, **inputs: Any) -> dsl.PipelineTask:
-            task = component(**{**given(component), **inputs}).set_display_name(title).set_caching_options(cached)
-            tasks.append(task)
-            return task
+        wiring = Wiring(dict(locals()))
+        step = wiring.step
 
         this_run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         ending = step("Notify", notify, cached=False, pipeline_run=this_run)
@@ -300,21 +273,14 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
                 cpu=train_cpu, memory=train_memory, gpus=found["gpus"], gpu_type=gpu_type, node_selector=node_selector,
                 tolerations=tolerations,
             )  # fmt: skip
-            cluster.apply(tasks, resources)
+            cluster.apply(wiring.tasks, resources)
 
     pipeline = dsl.pipeline(
         name="stillhouse-train-and-deploy",
         display_name="Train, distil, compare and deploy",
-        description=_description(train_and_deploy),
+        description=description(train_and_deploy),
     )
     return pipeline(train_and_deploy)
-
-
-def _description(function: Callable[..., Any]) -> str:
-    """The docstring with its parameters, since the Kubeflow UI shows a pipeline's description, but not theirs."""
-    parsed = docstring_parser.parse(function.__doc__ or "")
-    lines = [f"- {entry.arg_name}: {entry.description}" for entry in parsed.params]
-    return "\n".join([parsed.short_description or "", "", "Parameters:", *lines])
 
 
 train_and_deploy = define()

@@ -37,6 +37,7 @@ def add_commands(commands: Any) -> None:
     for option in ("endpoint", "namespace", "ca-certificate", "token-file", "cookie-file"):
         place.add_argument(f"--{option}", default="")
     what = argparse.ArgumentParser(add_help=False)
+    what.add_argument("--workflow", default="")
     what.add_argument("--cluster", default="gpu")
     what.add_argument("--pipeline", default="")
     what.add_argument("--preset", default="")
@@ -117,19 +118,27 @@ def _connection(options: argparse.Namespace, found: list[Problem]) -> Connection
         return None
 
 
-def _compile(options: argparse.Namespace, settings: list[str], found: list[Problem]) -> Compiled:
+def _compile(options: argparse.Namespace, found: list[Problem], *, scheduled: bool = False) -> Compiled:
     """The pipeline and its arguments; everything wrong with them goes to `found`."""
-    compiled, problems = compile_for(options.cluster, preset=options.preset, settings=settings, name=options.pipeline)
+    compiled, problems = compile_for(
+        options.cluster,
+        preset=options.preset,
+        settings=options.settings,
+        name=options.pipeline,
+        workflow=options.workflow,
+        scheduled=scheduled,
+    )
     found += problems
     known = {problem.where for problem in problems}
-    found += [p for p in runs.submission_problems(compiled.arguments) if p.where not in known]
+    refused = runs.submission_problems(compiled.arguments, compiled.workflow)
+    found += [problem for problem in refused if problem.where not in known]
     return compiled
 
 
 def _submit(options: argparse.Namespace) -> None:
     found: list[Problem] = []
     place = _connection(options, found)
-    compiled = _compile(options, options.settings, found)
+    compiled = _compile(options, found)
     if found or place is None:
         raise InputError(found)
     api = Api(place)
@@ -272,8 +281,7 @@ def _create_schedule(options: argparse.Namespace, place: Connection | None, foun
         catch_up=options.catch_up,
     )
     found += problems
-    # Left alone, it should cost next to nothing where nothing has changed; what is given explicitly comes later, and wins.
-    compiled = _compile(options, ["skip_unchanged=true", *options.settings], found)
+    compiled = _compile(options, found, scheduled=True)
     if found or place is None or times is None:
         raise InputError(found)
     api = Api(place)

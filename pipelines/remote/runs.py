@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import kfp_server_api
 
 from stillhouse.errors import InputError, Problem, StillhouseError
+from stillhouse.pipelines.catalogue import TRAIN_AND_DEPLOY, Pipeline
 from stillhouse.pipelines.local import LocalSteps
 from stillhouse.pipelines.remote.connection import Api, NotFoundError, UnreachableError
 from stillhouse.pipelines.remote.uploads import Uploaded
@@ -20,67 +21,65 @@ from stillhouse.training.scale import local_path
 
 __all__ = ["create_run", "experiment_id", "follow", "get_run", "run_link", "submission_problems"]
 
-_SPLITS = ("data", "validation_data", "test_data")
-_CHECKPOINTS = ("teacher", "albert", "student")
 _HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _PATIENCE_SECONDS = 600
 """How long answers may fail to come before watching ends."""
 _ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 
 
-def submission_problems(arguments: Mapping[str, Any]) -> list[Problem]:
+def submission_problems(arguments: Mapping[str, Any], pipeline: Pipeline = TRAIN_AND_DEPLOY) -> list[Problem]:
     """Everything wrong with a run's arguments that can be told from here, what exists on this machine only included."""
     found: list[Problem] = []
     if arguments.get("deploy_target") == "local":
         remedy = "Choose --set deploy_target=none."
         found.append(Problem("deploy_target", "'local' would end together with the step's pod.", remedy))
-    for name in _SPLITS:
+    for name in pipeline.sources:
         value = str(arguments.get(name, "")).strip()
         if value and ("://" not in value or value.startswith(("file://", "hub:///"))):
             remedy = "Upload it, and give s3://, gs:// or https://; or hub://OWNER/NAME."
             found.append(Problem(name, f"{redacted(value)!r} is on this machine, and steps run elsewhere.", remedy))
-    for name in _CHECKPOINTS:
+    for name in pipeline.checkpoints:
         value = str(arguments.get(name, ""))
         if value and "://" not in value and not PurePosixPath(value).is_absolute():
             remedy = "Give hub://OWNER/NAME, or an absolute path on a volume that the cluster's file mounts."
             found.append(Problem(name, f"{value!r} is on this machine, and steps run elsewhere.", remedy))
-    folder = str(arguments.get("checkpoint_dir", ""))
-    path = local_path(folder)
-    if folder and path is not None and not path.is_absolute():
-        remedy = "Give s3:// or gs://, or an absolute path on a volume that the cluster's file mounts."
-        found.append(Problem("checkpoint_dir", f"{folder!r} is on this machine, and steps run elsewhere.", remedy))
+    for name in pipeline.stores:
+        folder = str(arguments.get(name, ""))
+        path = local_path(folder)
+        if folder and path is not None and not path.is_absolute():
+            remedy = "Give s3:// or gs://, or an absolute path on a volume that the cluster's file mounts."
+            found.append(Problem(name, f"{folder!r} is on this machine, and steps run elsewhere.", remedy))
     uri = str(arguments.get("tracking_uri", ""))
     if uri.startswith("sqlite") or _host(uri) in _HERE:
         remedy = "Name a server that the cluster reaches; or leave it empty, for the cluster's MLFLOW_TRACKING_URI."
         found.append(Problem("tracking_uri", "is on this machine, and steps run elsewhere.", remedy))
     known = {problem.where for problem in found}
-    found += [problem for problem in _elsewhere(arguments) if problem.where not in known]
+    found += [problem for problem in _elsewhere(arguments, pipeline) if problem.where not in known]
     return found
 
 
-def _elsewhere(arguments: Mapping[str, Any]) -> list[Problem]:
+def _elsewhere(arguments: Mapping[str, Any], pipeline: Pipeline) -> list[Problem]:
     """What is wrong on any machine: what only the cluster can tell is put out of the question first."""
-    from stillhouse.inspection.inspect import parameter_problems  # imports torch
-    from stillhouse.models.checkpoints import check_reference
+    from stillhouse.models.checkpoints import check_reference  # imports torch
 
     found: list[Problem] = []
-    neutral = {"data": "demo://reviews", **arguments}
+    neutral = {pipeline.source: pipeline.placeholder, **arguments}
     if neutral.get("deploy_target") == "local":
         neutral["deploy_target"] = "none"
-    for name in _SPLITS:
+    for name in pipeline.sources:
         if "://" not in str(neutral[name]):
-            neutral[name] = "demo://reviews" if name == "data" else ""
+            neutral[name] = pipeline.placeholder if name == pipeline.source else ""
     if neutral["tracking_uri"]:
         found += uri_problems(neutral["tracking_uri"])
     neutral["tracking_uri"] = "https://mlflow.invalid"
-    for name in _CHECKPOINTS:
+    for name in pipeline.checkpoints:
         value = str(neutral[name])
         if value.startswith(("scratch://", "teacher://")):
             found += check_reference(value, name)
-        elif value == "minilm://" or "://" not in value:
+        elif value == "minilm://" or (value and "://" not in value):
             neutral[name] = "hub://of-the-cluster"
     # Which hub the cluster reaches, and with what token, cannot be told here.
-    found += parameter_problems(neutral, checkpoints=False)
+    found += pipeline.problems(neutral)
     return list(dict.fromkeys(found))
 
 

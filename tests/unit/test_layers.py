@@ -21,7 +21,7 @@ LAYERS = (
     ("training", "pretraining"),
     ("tasks",),
     ("objectives", "models", "data", "client"),
-    ("errors", "artifacts", "interrupts", "kubernetes_api", "progress", "redaction", "state", "versions"),
+    ("errors", "artifacts", "interrupts", "kubernetes_api", "progress", "redaction", "state", "storage", "versions"),
 )
 """From the top down; each may import what is below it, and what stands beside it."""
 

@@ -34,6 +34,7 @@ from stillhouse.cli.options import (
     tls_settings,
 )
 from stillhouse.cli.output import print_error
+from stillhouse.cli.pretrain import pretrain
 from stillhouse.cli.publish import publish
 from stillhouse.cli.releases import releases, rollback
 from stillhouse.cli.serve import app as serve
@@ -106,8 +107,21 @@ def run(
     raise typer.Exit(run_pipeline(preset, settings or [], as_json=as_json))
 
 
+app.command()(pretrain)
+
+
 @app.command("compile")
 def compile_(
+    workflow: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            "--workflow",
+            metavar="train-and-deploy|pretrain",
+            help="Which pipeline.  [default: train-and-deploy]",
+            show_default=False,
+        ),
+    ] = "",
     cluster: Cluster = "gpu",
     preset: Annotated[
         str,
@@ -124,16 +138,17 @@ def compile_(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not standard output.")
     ] = None,
 ) -> None:
-    """Compile the pipeline for Kubeflow.
+    """Compile a pipeline for Kubeflow.
 
-    Prints the IR YAML that Kubeflow Pipelines takes. Its parameters are those of `stillhouse run --set`; presets and
-    settings become their defaults. What a cluster fixes is described in docs/operations.md.
+    Prints the IR YAML that Kubeflow Pipelines takes. Its parameters are those of `stillhouse run --set`, or of
+    `stillhouse pretrain`; presets and settings become their defaults. What a cluster fixes is described in
+    docs/operations.md.
     """
     from stillhouse.cli.compile import compile_pipeline
     from stillhouse.cli.extras import require
 
     require("kfp", "train", "`stillhouse compile`")
-    raise typer.Exit(compile_pipeline(cluster, preset, settings or [], output))
+    raise typer.Exit(compile_pipeline(cluster, preset, settings or [], output, workflow))
 
 
 app.command()(submit)

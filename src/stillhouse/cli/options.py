@@ -10,7 +10,17 @@ import typer
 if TYPE_CHECKING:
     from stillhouse.client import Tls
 
-__all__ = ["AsJson", "ServedModel", "ServedUrl", "TlsAuthority", "TlsCertificate", "TlsKey", "WithTls", "tls_settings"]
+__all__ = [
+    "AsJson",
+    "ServedModel",
+    "ServedUrl",
+    "TlsAuthority",
+    "TlsCertificate",
+    "TlsKey",
+    "WithTls",
+    "Workflow",
+    "tls_settings",
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
 ServedUrl = Annotated[
@@ -20,6 +30,15 @@ ServedUrl = Annotated[
 ServedModel = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Name of the served model.  [default: the local server's]", show_default=False),
+]
+Workflow = Annotated[
+    str,
+    typer.Option(
+        "--workflow",
+        metavar="train-and-deploy|pretrain",
+        help="Which pipeline.  [default: train-and-deploy]",
+        show_default=False,
+    ),
 ]
 WithTls = Annotated[bool, typer.Option("--tls", help="Encrypt, and trust the usual certificate authorities.")]
 TlsAuthority = Annotated[

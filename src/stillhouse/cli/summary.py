@@ -26,6 +26,7 @@ _OUTCOMES = {
     "deployed": ("Promoted", "green"),
     "kept": ("Kept", "green"),
     "failed": ("Not deployed", "red"),
+    "pretrained": ("Pretrained", "green"),
 }
 """Title and style of what came of a run; see `stillhouse.registry.OUTCOMES`."""
 _WIDE = 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from stillhouse.versions import step_versions
 
 __all__ = [
     "Inspection",
+    "credential_problems",
     "data_config",
     "inspect_run",
     "parameter_problems",
@@ -100,7 +101,7 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
         parameters: the pipeline's.
         checkpoints: also look the checkpoints up, which takes a model hub.
     """
-    found = _credential_problems(parameters)
+    found = credential_problems(parameters, _HARMLESS)
     # No message repeats what holds a password.
     hidden = {problem.where for problem in found}
     p = {**parameters, **{name: value for name, value in _HARMLESS.items() if name in hidden}}
@@ -188,15 +189,15 @@ _HARMLESS = {"data": "demo://reviews", "validation_data": "", "test_data": "", "
 """Locations that a parameter may hold, and what stands in for them."""
 
 
-def _credential_problems(parameters: Mapping[str, Any]) -> list[Problem]:
-    """Locations that hold a password: parameters are logged, and shown to everyone."""
+def credential_problems(parameters: Mapping[str, Any], names: Iterable[str]) -> list[Problem]:
+    """Those of the named parameters that hold a password: parameters are logged, and shown to everyone."""
     remedy = (
         "Leave it out: credentials come from the environment, such as AWS_ACCESS_KEY_ID; on a cluster from a secret "
         "(docs/operations.md)."
     )
     return [
         Problem(name, "holds a user's name or password, and parameters are shown to everyone.", remedy)
-        for name in _HARMLESS
+        for name in names
         if holds_credentials(str(parameters.get(name) or ""))
     ]
 
@@ -236,7 +237,7 @@ def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> I
     found = parameter_problems(parameters) + scale_config(parameters).machine_problems()
     found += _chart_problems(parameters, found)
     fingerprint = ""
-    if not _credential_problems(parameters):
+    if not credential_problems(parameters, _HARMLESS):
         try:
             report = inspect_source(data_config(parameters), step=step)
             found.extend(report.problems)

@@ -33,7 +33,11 @@ _log = logging.getLogger(__name__)
 
 ROLE_FAMILIES = {"teacher": BERT_LIKE, "albert": ("albert",), "student": ("distilbert", "albert", *BERT_LIKE)}
 """Families that a role in the pipeline accepts; a role that is not listed accepts any."""
-_MADE_FROM_TEACHER = {"albert": ("", "albert"), "student": ("", "distilbert", "albert")}
+_MADE_FROM_TEACHER = {
+    "albert": ("", "albert"),
+    "student": ("", "distilbert", "albert"),
+    "model": ("", "distilbert"),  # what is pretrained
+}
 """Families that a role can be made in from the teacher."""
 
 

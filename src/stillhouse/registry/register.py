@@ -39,6 +39,7 @@ __all__ = [
     "RegisteredVersion",
     "check_inputs",
     "log_and_register",
+    "log_parameters",
 ]
 
 TAG_PREFIX = "stillhouse."
@@ -215,19 +216,22 @@ def _run_tags(config: RegisterConfig, version: str) -> dict[str, str]:
     return {TAG_PREFIX + name: value for name, value in tags.items()}
 
 
-def _parameters(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value)[:_PARAM_LIMIT] for name, value in values.items()}
+def log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Any]) -> None:
+    """Write a run's parameters, each cut where the server would refuse it, in as few requests as it takes."""
+    from mlflow.entities import Param
+
+    params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in parameters.items()]
+    for start in range(0, len(params), _BATCH_LIMIT):
+        client.log_batch(run_id, params=params[start : start + _BATCH_LIMIT])
 
 
 def _log(client: MlflowClient, run_id: str, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """Parameters and metrics of a run, in as few requests as the server takes."""
+    """Parameters and metrics of a run."""
     import time
 
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Metric
 
-    params = [Param(name, value) for name, value in _parameters(parameters).items()]
-    for start in range(0, len(params), _BATCH_LIMIT):
-        client.log_batch(run_id, params=params[start : start + _BATCH_LIMIT])
+    log_parameters(client, run_id, parameters)
     now = int(time.time() * 1000)
     client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in metrics.items()])
 
