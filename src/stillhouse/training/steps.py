@@ -18,6 +18,7 @@ from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
 from stillhouse.models.albert import albert_from_bert, evenly_spaced_layers
 from stillhouse.models.distilbert import parse_layers, student_from_bert
+from stillhouse.models.families import position_limit
 from stillhouse.models.references import parse_reference
 from stillhouse.progress import Step
 from stillhouse.tasks import get_task
@@ -171,8 +172,8 @@ class _Run:
     ) -> ModelManifest:
         from stillhouse.training.trainer import Distillation, train
 
-        limit = getattr(model.config, "max_position_embeddings", None)
-        if limit and self.config.max_length > limit:
+        limit = position_limit(model.config)
+        if limit is not None and self.config.max_length > limit:
             raise InputError(
                 Problem("max_length", f"{self.config.max_length} exceeds the {limit} positions of {self.config.name}.",
                         f"Give at most {limit}.")

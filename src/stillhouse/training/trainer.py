@@ -196,7 +196,7 @@ def train(
     steps_per_epoch = math.ceil(len(train_rows) / batch)
     interval = max(1, math.ceil(steps_per_epoch / config.evaluations_per_epoch))
     on_gpu = torch.cuda.is_available()
-    if not on_gpu and model.config.hidden_size <= _ONE_THREAD_WIDTH:
+    if not on_gpu and getattr(model.config, "hidden_size", _ONE_THREAD_WIDTH + 1) <= _ONE_THREAD_WIDTH:
         torch.set_num_threads(1)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
     arguments = TrainingArguments(
