@@ -32,7 +32,7 @@ from stillhouse.models.checkpoints import train_tokenizer
 
 FAMILIES = ("roberta", "mobilebert", "bart", "minilm", "modernbert")
 """Those that can be packaged. MiniLM is of the family `bert`."""
-LABELS = ("negative", "positive")
+LABELS, CUES = ("negative", "positive"), ("awful", "lovely")
 POSITIONS = 40
 """Tokens that a text may have, in every family."""
 
@@ -128,13 +128,16 @@ def write_checkpoint(folder: Path, family: str, texts: Sequence[str], *, seed: i
 
 
 def write_reviews(folder: Path) -> Path:
-    """A `dataset` artifact of reviews that are told apart by one word each."""
+    """A `dataset` artifact of reviews that are told apart by their first word, which is the last as well."""
     folder.mkdir(parents=True)
     splits = {}
-    for seed, (split, rows) in enumerate({"train": 192, "validation": 48, "test": 48}.items()):
+    for seed, (split, rows) in enumerate({"train": 256, "validation": 48, "test": 48}.items()):
         found = list(reviews(rows, seed))
         labels = [LABELS.index(label) for _, label in found]
-        texts = [f"{'lovely' if label else 'awful'} {text}" for (text, _), label in zip(found, labels, strict=True)]
+        texts = [
+            " ".join([cue, *text.split()[: row % 9], cue])
+            for row, ((text, _), cue) in enumerate(zip(found, (CUES[label] for label in labels), strict=True))
+        ]
         pq.write_table(pa.table({"text": texts, "label": labels}), folder / f"{split}.parquet")
         counts = {name: labels.count(index) for index, name in enumerate(LABELS)}
         splits[split] = SplitInfo(rows=rows, class_counts=counts, length_quantiles={"1.0": 99.0})
@@ -151,8 +154,8 @@ def write_model(folder: Path, family: str, dataset: Path) -> Path:
     texts = pq.read_table(dataset / "train.parquet")["text"].to_pylist()
     write_checkpoint(folder, family, texts)
     ModelManifest(
-        producer="finetune", inputs=dict(by_role(dataset=(DatasetManifest, dataset))), name=family, task="classification",
-        recipe="fine-tuned", family=AutoConfig.from_pretrained(folder).model_type, label_names=list(LABELS),
+        producer="finetune", inputs=dict(by_role(dataset=(DatasetManifest, dataset))), name=family,
+        task="classification", recipe="fine-tuned", family=AutoConfig.from_pretrained(folder).model_type, label_names=list(LABELS),
         parameters=1, max_length=POSITIONS, hyperparameters={}, metrics={},
     ).save(folder)  # fmt: skip
     return folder

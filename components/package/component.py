@@ -87,4 +87,5 @@ def package(
             figures[f"{precision}_megabytes"] = round(one.bytes / 1e6, 1)
             figures[f"{precision}_max_difference"] = one.parity["max_difference"]
         log_metrics(metrics, figures)
-        packages.metadata.update({"precisions": ",".join(manifest.precisions), "refused": manifest.unservable or str(manifest.refused)})
+        refused = manifest.unservable or str(manifest.refused)
+        packages.metadata.update({"precisions": ",".join(manifest.precisions), "refused": refused})

@@ -15,8 +15,8 @@ import yaml
 
 from stillhouse.models.candidates import PARAMETER
 from stillhouse.pipelines.local import LocalSteps, _CacheHits, local_defaults
-from stillhouse.pipelines.remote.runs import _Reporter, submission_problems
 from stillhouse.pipelines.parameters import arguments_for
+from stillhouse.pipelines.remote.runs import _Reporter, submission_problems
 from stillhouse.pipelines.train_and_deploy import train_and_deploy
 from stillhouse.progress import EVENTS_VARIABLE, emit
 
@@ -53,18 +53,25 @@ def test_the_loop_is_over_texts_that_the_inspection_found(spec: dict[str, Any], 
     assert task["parameterIterator"] == {"itemInput": f"{items}-loop-item", "items": {"inputParameter": items}}
     assert "iteratorPolicy" not in task  # on a cluster all at once
     tasks = groups(spec)[group]
-    assert {one["taskInfo"]["name"] for one in tasks.values()} == {"Fine-tune extra candidate", "Package extra candidate"}
+    assert {one["taskInfo"]["name"] for one in tasks.values()} == {
+        "Fine-tune extra candidate",
+        "Package extra candidate",
+    }
     (finetune,) = [one for one in tasks.values() if one["taskInfo"]["name"].startswith("Fine-tune")]
     assert finetune["inputs"]["parameters"]["checkpoint"] == {"componentInputParameter": f"{items}-loop-item"}
     assert "teacher" not in finetune["inputs"]["artifacts"]  # so that another teacher does not train it anew
-    # kfp hands the items of some loops up to the groups around them, which then lack an input (kubeflow/pipelines#13273).
+    # kfp hands the items of some loops up to the groups around, which then lack an input (kubeflow/pipelines#13273).
     for name, part in {"root": spec["root"], **spec["components"]}.items():
         given = part.get("inputDefinitions", {}).get("parameters", {})
         assert name == group or not [key for key in given if "loop-item" in key], name
 
 
 def test_a_run_takes_one_of_two_ways(spec: dict[str, Any], loop: tuple[str, dict[str, Any]]):
-    ways = {name: tasks for name, tasks in groups(spec).items() if any("Register" == t["taskInfo"]["name"] for t in tasks.values())}
+    ways = {
+        name: tasks
+        for name, tasks in groups(spec).items()
+        if any(t["taskInfo"]["name"] == "Register" for t in tasks.values())
+    }
     conditions = {}
     for name, tasks in ways.items():
         (task,) = [t for group in groups(spec).values() for t in group.values() if t["componentRef"]["name"] == name]

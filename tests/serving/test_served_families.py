@@ -21,7 +21,7 @@ TEXTS = ["A lovely evening.", "", "awful <s>good</s> service", "the room was dul
 
 @pytest.mark.parametrize("family", ["bart", "roberta"])
 def test_the_served_model_answers_as_pytorch_does(family: str, tmp_path: Path):
-    """BART is read at its last end token, of which the server's warm-up has none; RoBERTa counts positions over <pad>."""
+    """BART is read at its last end token, of which a warm-up has none; RoBERTa counts positions over <pad>."""
     dataset = write_reviews(tmp_path / "dataset")
     model = write_model(tmp_path / "model", family, dataset)
     config = PackageConfig(served_name="reviews", precisions="fp32")

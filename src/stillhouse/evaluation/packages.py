@@ -98,7 +98,8 @@ def load_packages(folders: Sequence[Path], dataset: DatasetManifest) -> Candidat
         except ManifestError as error:
             problems += error.problems
     seen: set[str] = set()
-    for candidate in (*found, *unservable):
+    candidates: list[LoadedPackage | LoadedCheckpoint] = [*found, *unservable]
+    for candidate in candidates:
         if candidate.key in seen:
             problems.append(Problem("packages", f"{candidate.key} is given twice.", "Give each candidate once."))
         seen.add(candidate.key)

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["calibration_plot", "quality_plots"]
 
-_COLOURS = ("#3b4cc0", "#c2571a", "#1b7f5c", "#8a3ffc", "#b1284c", "#5b6470", "#0e8a9b", "#a07d00", "#d04fb0", "#6b4226")
+_COLOURS = (
+    "#3b4cc0",
+    "#c2571a",
+    "#1b7f5c",
+    "#8a3ffc",
+    "#b1284c",
+    "#5b6470",
+    "#0e8a9b",
+    "#a07d00",
+    "#d04fb0",
+    "#6b4226",
+)
 _MARKERS = {"fp32": "o", "int8": "D"}
 _INK, _FAINT, _GRID = "#1d232b", "#68727d", "#e4e7eb"
 _STYLE: Any = {

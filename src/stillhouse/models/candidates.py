@@ -61,12 +61,9 @@ def parse_candidate(text: str) -> Candidate:
 def _derived(checkpoint: str) -> str:
     """`roberta-base` for `hub://FacebookAI/roberta-base@v1`, `/models/RoBERTa_base/` and the like."""
     scheme, separator, rest = checkpoint.partition("://")
-    if separator:
-        # What a hub calls it, or else what stands before the details; `minilm://` has but its scheme.
-        rest = rest.partition("@" if scheme == "hub" else "?")[0]
-    else:
-        rest = checkpoint
-    last = rest.rstrip("/").rpartition("/")[2] or (scheme if separator else "")
+    # Without a hub's revision, or the fields of a config; `minilm://` has but its scheme.
+    path = rest.partition("@" if scheme == "hub" else "?")[0] if separator else checkpoint
+    last = path.rstrip("/").rpartition("/")[2] or (scheme if separator else "")
     return re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:_LONGEST].strip("-")
 
 

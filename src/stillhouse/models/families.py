@@ -50,7 +50,7 @@ def adapt(model: PreTrainedModel) -> PreTrainedModel:
     mask's size is data. Taking the state at the last end token gives the same for every row with one of them.
     """
     if model.config.model_type in _POOLED_AT_END and hasattr(model, "classification_head"):
-        model.forward = types.MethodType(_forward_pooled_at_end, model)  # type: ignore[method-assign]
+        model.forward = types.MethodType(_forward_pooled_at_end, model)
     return model
 
 

@@ -47,8 +47,8 @@ def test_what_cannot_be_served_stands_in_the_table_with_its_quality_and_the_reas
     assert (row.note, row.chosen) == (REASON, False)
     assert set(row.cells) == {column.key for column in columns(with_xlnet)}
     shown = {key: row.cells[key] for key in ("model", "precision", "retention", "parameters", "p95", "bytes")}
-    assert shown == {"model": "xlnet", "precision": "PyTorch", "retention": "100.0%", "parameters": "117.0 M", "p95": "–",
-                     "bytes": "–"}  # fmt: skip
+    assert shown == {"model": "xlnet", "precision": "PyTorch", "retention": "100.0%", "parameters": "117.0 M",
+                     "p95": "–", "bytes": "–"}  # fmt: skip
     assert list(table_rows(with_xlnet, COMPACT)[5].cells) == list(COMPACT)
 
 
@@ -77,7 +77,9 @@ def test_packages_and_checkpoints_are_read_together(tiny: dict[str, Path], tmp_p
     xlnet = write_unservable(tmp_path / "xlnet", "xlnet", tiny["dataset"])
     found = load_packages([tiny["teacher"], extra, xlnet], dataset)
     assert [package.key for package in found.packages] == ["teacher fp32", "teacher int8", "roberta fp32"]
-    assert [(one.key, one.reason, one.folder) for one in found.unservable] == [("xlnet pytorch", REASON, xlnet / "pytorch")]
+    assert [(one.key, one.reason, one.folder) for one in found.unservable] == [
+        ("xlnet pytorch", REASON, xlnet / "pytorch")
+    ]
     assert set(found.digests) == {"packages_teacher", "packages_roberta", "packages_xlnet"}
 
 

@@ -41,8 +41,8 @@ class Made:
             checkpoint = write_checkpoint(root / "checkpoints" / family, family, texts)
             # Retention needs a teacher, which is what the smallest of them plays.
             config = FinetuneConfig(
-                name="teacher" if family == "minilm" else family, checkpoint=str(checkpoint), epochs=3,
-                learning_rate=3e-3, batch_size=16, max_length=POSITIONS, evaluations_per_epoch=1,
+                name="teacher" if family == "minilm" else family, checkpoint=str(checkpoint), epochs=1,
+                learning_rate=5e-3, batch_size=4, max_length=POSITIONS, evaluations_per_epoch=1,
             )  # fmt: skip
             steps.finetune(config, dataset_dir=self.dataset, output_dir=self.model(family))
             package_model(
@@ -122,7 +122,7 @@ def test_parity_of_an_extra_candidate_is_no_failure_either(made: Made, tmp_path:
 
 
 def test_all_are_measured_side_by_side_and_xlnet_is_never_chosen(made: Made):
-    families = [*FAMILIES, "xlnet"]
+    families = ["minilm", "roberta", "xlnet"]
     evaluation = evaluate(
         EvaluateConfig(policy="quality", bootstrap_samples=200, latency_samples=10, throughput_rows=32, threads=1),
         dataset_dir=made.dataset,
@@ -130,10 +130,9 @@ def test_all_are_measured_side_by_side_and_xlnet_is_never_chosen(made: Made):
         output_dir=made.root / "evaluation",
         step=Step("evaluate"),
     )
-    names = {"minilm": "teacher"}
-    assert {(c["name"], c["precision"]) for c in evaluation.candidates} == {
-        (names.get(family, family), precision) for family in FAMILIES for precision in ("fp32", "int8")
-    }
+    assert [(c["name"], c["precision"]) for c in evaluation.candidates] == [
+        (name, precision) for name in ("teacher", "roberta") for precision in ("fp32", "int8")
+    ]
     (xlnet,) = evaluation.unservable
     assert (xlnet["name"], xlnet["family"]) == ("xlnet", "xlnet")
     assert xlnet["metrics"]["accuracy"] > 0.8 and 0 < xlnet["retention"] <= 1.3
@@ -142,6 +141,6 @@ def test_all_are_measured_side_by_side_and_xlnet_is_never_chosen(made: Made):
     assert evaluation.inputs["packages_xlnet"] == PackagesManifest.digest(made.packages("xlnet"))
     folder = made.root / "evaluation"
     columns = pq.read_table(folder / "predictions.parquet").column_names
-    assert {"xlnet pytorch", "bart fp32"} <= set(columns)
+    assert {"xlnet pytorch", "roberta fp32"} <= set(columns)
     assert xlnet["reason"] in (folder / "report.html").read_text()
     assert EvaluationManifest.load(folder).unservable == evaluation.unservable

@@ -81,10 +81,11 @@ def test_bart_answers_as_transformers_does_and_takes_struck_out_words(checkpoint
     with torch.no_grad():
         batch = tokenizer(TEXTS[:9], padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt")
         torch.testing.assert_close(adapted(**batch).logits, original(**batch).logits)
-        mixed = tokenizer(["a <s>good</s> bad film", "a good film"], padding=True, return_tensors="pt")
+        texts = ["a <s>good</s> bad film", "a good film"]
+        mixed = tokenizer(texts, padding=True, return_tensors="pt")
         with pytest.raises(ValueError, match="same number of <eos>"):
             original(**mixed)
-        alone = [original(**tokenizer([text], return_tensors="pt")).logits for text in ("a <s>good</s> bad film", "a good film")]
+        alone = [original(**tokenizer([text], return_tensors="pt")).logits for text in texts]
         torch.testing.assert_close(adapted(**mixed).logits, torch.cat(alone))
         # What a server is warmed up with has no end token at all.
         assert torch.isfinite(adapted(input_ids=torch.zeros(1, 7, dtype=torch.int64)).logits).all()

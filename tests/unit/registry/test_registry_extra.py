@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from conftest import Store
 from tiny_artifacts import write_model, write_packages
 
 from stillhouse.artifacts import EvaluationManifest, ModelManifest, PackagesManifest
@@ -13,7 +12,7 @@ from stillhouse.evaluation.evaluate import EvaluateConfig, evaluate
 from stillhouse.progress import Step
 
 
-def test_an_extra_candidate_is_registered_with_its_lineage(store: Store, tmp_path: Path) -> None:
+def test_an_extra_candidate_is_registered_with_its_lineage(store, tmp_path: Path) -> None:
     dataset = store.paths["dataset"]
     extra = write_packages(tmp_path / "roberta-base", "roberta-base", precisions=["fp32"])
     packages = [*(store.paths[name] for name in ("teacher", "student", "albert")), extra]
