@@ -79,7 +79,7 @@ def _xlnet_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
-    ids: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    ids: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 2}
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     if family == "roberta":
         # Positions are counted from the one after <pad>.
@@ -155,7 +155,7 @@ def write_model(folder: Path, family: str, dataset: Path) -> Path:
     write_checkpoint(folder, family, texts)
     ModelManifest(
         producer="finetune", inputs=dict(by_role(dataset=(DatasetManifest, dataset))), name=family,
-        task="classification", recipe="fine-tuned", family=AutoConfig.from_pretrained(folder).model_type, label_names=list(LABELS),
-        parameters=1, max_length=POSITIONS, hyperparameters={}, metrics={},
+        task="classification", recipe="fine-tuned", family=AutoConfig.from_pretrained(folder).model_type,
+        label_names=list(LABELS), parameters=1, max_length=POSITIONS, hyperparameters={}, metrics={},
     ).save(folder)  # fmt: skip
     return folder

@@ -127,7 +127,8 @@ def write_repository(
         label_names: name of each label id.
         max_length: tokens after which a text is cut.
         options: how it is to be served.
-        pad_id: token that rows of a batch are filled up with; None takes the tokenizer's own.
+        pad_id: token that rows of a batch are filled up with, and by whose id some families find where a text ends;
+            None looks it up in the tokenizer by its usual names.
 
     Raises:
         InputError: a name or a number is out of range.
@@ -201,7 +202,7 @@ def set_model_version(folder: Path, served_name: str, version: str) -> None:
 
 
 def _pad_id(tokenizer: Path) -> int:
-    """Id of the padding token. The mask hides it; yet RoBERTa, for one, counts positions over all that is none."""
+    """Id of the padding token. The mask hides it from most families; it must only exist."""
     loaded = Tokenizer.from_file(str(tokenizer))
     if loaded.padding:
         return int(loaded.padding["pad_id"])
