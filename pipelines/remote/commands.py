@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from stillhouse.errors import InputError, Problem, RegistryError, StillhouseError
+from stillhouse.models.candidates import PARAMETER, parse_candidates
 from stillhouse.pipelines.local import LocalSteps, fail
 from stillhouse.pipelines.remote import runs, schedules
 from stillhouse.pipelines.remote.connection import Api, Connection, connection
@@ -198,7 +199,9 @@ def _announce(api: Api, run: Any, *, uploaded: Uploaded | None, experiment: str,
 
 def _follow(api: Api, run_id: str, text: str, arguments: Mapping[str, Any], options: argparse.Namespace) -> None:
     """Watch the run, and at its end fetch what it left in the registry, even if it failed later."""
-    failure = runs.follow(api, run_id, LocalSteps(pipeline_spec(text)), interval=options.interval)
+    extras, _ = parse_candidates(arguments.get(PARAMETER) or [])
+    steps = LocalSteps(pipeline_spec(text), [extra.name for extra in extras], together=True)
+    failure = runs.follow(api, run_id, steps, interval=options.interval)
     _fetch(run_id, str(arguments.get("tracking_uri") or ""), options.folder / "evaluation")
     if failure:
         raise StillhouseError(failure)

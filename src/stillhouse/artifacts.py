@@ -231,7 +231,7 @@ class ModelManifest(Manifest):
     kind: ClassVar[str] = "model"
 
     name: str
-    """The candidate's role: `teacher`, `student` or `albert`."""
+    """The candidate's role: `teacher`, `student` or `albert`; or an extra candidate's own name."""
     task: str
     recipe: str
     """How it came to be: `fine-tuned`, `from scratch`, `distilled`, or `factorised from the teacher`."""
@@ -253,7 +253,7 @@ class PackageManifest(Manifest):
     kind: ClassVar[str] = "package"
 
     name: str
-    """The candidate's role: `teacher`, `student` or `albert`."""
+    """The candidate's role: `teacher`, `student` or `albert`; or an extra candidate's own name."""
     served_name: str
     """Name of the public Triton model, which is also the name of the registered model."""
     task: str
@@ -275,14 +275,18 @@ class PackageManifest(Manifest):
 
 @dataclass(frozen=True, kw_only=True)
 class PackagesManifest(Manifest):
-    """`packages.json`. One subfolder per precision, each a package."""
+    """`packages.json`. One subfolder per precision, each a package; or none, and the checkpoint under `pytorch/`."""
 
     kind: ClassVar[str] = "packages"
+    checkpoint_folder: ClassVar[str] = "pytorch"
+    """Subfolder with the model artifact of an extra candidate that cannot be packaged, for its evaluation."""
 
     name: str
     precisions: list[str]
     refused: dict[str, str]
     """Precisions that were built and refused, with the reason."""
+    unservable: str = ""
+    """Why there is no package at all, in a sentence; empty where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +306,8 @@ class EvaluationManifest(Manifest):
     choice: dict[str, Any]
     """`name`, `precision`, `reason`, and `deployable` with the reason when it is not."""
     machine: dict[str, Any]
+    unservable: list[dict[str, Any]] = field(default_factory=list)
+    """Candidates that cannot be packaged, with the `reason`, and their quality in PyTorch; never chosen."""
 
 
 def by_role(**folders: tuple[type[Manifest], str | os.PathLike[str]] | None) -> Mapping[str, str]:

@@ -89,7 +89,8 @@ def leaf_tasks(spec: dict) -> dict[str, dict]:
 def test_tasks_have_display_names_and_the_release_s_image(spec: dict):
     names = {task["taskInfo"]["name"] for task in leaf_tasks(spec).values()}
     assert names == {"Inspect source", "Prepare data", "Fine-tune teacher", "Fine-tune ALBERT", "Distil student",
-                     "Package teacher", "Package student", "Package ALBERT", "Fetch champion", "Evaluate and choose",
+                     "Fine-tune extra candidate", "Package extra candidate", "Package teacher", "Package student",
+                     "Package ALBERT", "Fetch champion", "Evaluate and choose",
                      "Register", "Deploy", "Notify"}  # fmt: skip
     images = {e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values()}
     assert images == {TRAIN_IMAGE, OPS_IMAGE}

@@ -24,7 +24,7 @@ steps:
   default: {cpu: 500m, memory: 3Gi, retries: 4, backoff_seconds: 5, backoff_factor: 1.5, timeout_minutes: 7}
   evaluate: {cpu: "6", retries: 0}
 """
-TRAINING = {"exec-finetune", "exec-finetune-2", "exec-distill"}
+TRAINING = {"exec-finetune", "exec-finetune-2", "exec-finetune-3", "exec-distill"}
 
 
 class Compiled:
@@ -176,7 +176,7 @@ def test_environment_reaches_every_step(custom: Compiled):
 
 def test_a_secret_reaches_the_steps_named_and_no_other(custom: Compiled):
     having = {name for name, config in custom.platform.items() if "secretAsEnv" in config}
-    assert having == {"exec-finetune", "exec-finetune-2"}
+    assert having == {"exec-finetune", "exec-finetune-2", "exec-finetune-3"}
     (secret,) = custom.platform["exec-finetune"]["secretAsEnv"]
     assert secret["secretName"] == "hub"
     assert secret["optional"] is True
@@ -186,6 +186,7 @@ def test_a_secret_reaches_the_steps_named_and_no_other(custom: Compiled):
 def test_the_deployer_is_mounted_by_the_deploy_step_alone(custom: Compiled, tmp_path: Path):
     mounts = {name: config["secretAsVolume"] for name, config in custom.platform.items() if "secretAsVolume" in config}
     (mount,) = mounts.pop("exec-deploy")
+    assert mounts.pop("exec-deploy-2") == [mount]  # a run takes one of the two
     assert (mount["secretName"], mount["mountPath"]) == ("stillhouse-deployer", "/var/run/secrets/stillhouse/deployer")
     assert mount["optional"] is True and mounts == {}
     for text, named in (("deployer: other", ["other"]), ('deployer: ""', [])):

@@ -169,6 +169,7 @@ def _evaluation(folder: str | None) -> dict[str, Any] | None:
         "min_retention": evaluation.min_retention,
         "test_rows": evaluation.test_rows,
         "candidates": brief(evaluation.candidates),
+        "unservable": brief(evaluation.unservable),
         "baselines": brief(evaluation.baselines),
         "choice": {key: value for key, value in evaluation.choice.items() if key != "settings"},
     }

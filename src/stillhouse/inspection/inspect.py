@@ -15,6 +15,8 @@ from stillhouse.deploy.kubernetes.rendering import rendered_problems
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.export.config import PackageConfig
+from stillhouse.models.candidates import PARAMETER as EXTRA
+from stillhouse.models.candidates import parse_candidates
 from stillhouse.models.checkpoints import check_reference
 from stillhouse.models.students import student_problems
 from stillhouse.progress import Step
@@ -22,7 +24,13 @@ from stillhouse.redaction import holds_credentials
 from stillhouse.registry import LOCK_SUFFIX, MlflowRegistry, RegisterConfig, RegisteredChampion
 from stillhouse.serving.repository import ServingOptions
 from stillhouse.tasks import TASKS, get_task
-from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig, PruneSettings
+from stillhouse.training.config import (
+    DistillationSettings,
+    DistillConfig,
+    FinetuneConfig,
+    PruneSettings,
+    TrainConfig,
+)
 from stillhouse.training.scale import ScaleConfig
 from stillhouse.versions import step_versions
 
@@ -65,6 +73,8 @@ class Inspection:
     """sha256 of its package's manifest; empty where there is nothing to compare with."""
     unchanged: str
     """Why the run may end here, in a sentence; empty where it goes on."""
+    candidates: list[str]
+    """The extra candidates, each as `NAME=CHECKPOINT`."""
 
     @property
     def proceed(self) -> str:
@@ -149,8 +159,13 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
             ),
             **common,
         ).problems,
-        *(partial(check_reference, p[role], role) for role in ("teacher", "albert", "student") if checkpoints),
+        *(
+            partial(check_reference, p[role], role, max_length=p["max_length"])
+            for role in ("teacher", "albert", "student")
+            if checkpoints
+        ),
         lambda: _student_problems(p) if checkpoints else [],
+        *_extra_checks(p, common, checkpoints=checkpoints),
         PackageConfig(
             served_name=p["model_name"],
             precisions=p["precisions"],
@@ -179,6 +194,28 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
         except InputError as error:
             found.extend(error.problems)
     return list(dict.fromkeys(found))
+
+
+def _extra_checks(
+    parameters: Mapping[str, Any], common: Mapping[str, Any], *, checkpoints: bool
+) -> list[Callable[[], list[Problem]]]:
+    """What is to be asked of the extra candidates; of the settings of their training also where there are none."""
+    candidates, problems = parse_candidates(parameters[EXTRA])
+    training = dict(epochs=parameters["extra_epochs"], learning_rate=parameters["extra_learning_rate"], **common)
+    checks: list[Callable[[], list[Problem]]] = [lambda: problems, TrainConfig(name=EXTRA, **training).problems]
+    for candidate in candidates:
+        checks.append(FinetuneConfig(name=candidate.name, checkpoint=candidate.checkpoint, **training).problems)
+        if checkpoints:
+            checks.append(
+                partial(
+                    check_reference,
+                    candidate.checkpoint,
+                    EXTRA,
+                    max_length=parameters["max_length"],
+                    auto_class=TASKS[parameters["task"]].auto_class if parameters["task"] in TASKS else "",
+                )
+            )
+    return checks
 
 
 _DEPLOY = ("model_name", "tracking_uri", "deploy_target", "deploy_conflict", "grpc_port", "http_port", "metrics_port",
@@ -265,6 +302,7 @@ def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> I
         champion_version=rival.version if rival else "",
         champion_digest=rival.digest if rival else "",
         unchanged=_unchanged(champion, fingerprint) if parameters["skip_unchanged"] else "",
+        candidates=[str(candidate) for candidate in parse_candidates(parameters[EXTRA])[0]],
     )
 
 

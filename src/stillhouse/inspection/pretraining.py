@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.artifacts import digest_json, sha256_file
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.inspection.inspect import credential_problems, scale_config
-from stillhouse.models.bert_like import position_limit
 from stillhouse.models.checkpoints import check_reference, load_config, load_tokenizer
 from stillhouse.models.distilbert import parse_layers
+from stillhouse.models.families import position_limit
 from stillhouse.models.references import Reference, parse_reference
 from stillhouse.pretraining import OBJECTIVES, CorpusConfig, PretrainConfig, inspect_corpus
 from stillhouse.pretraining.models import TEACHER_FAMILIES

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.artifacts import CorpusManifest, ModelManifest, digest_json
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
-from stillhouse.models.bert_like import position_limit
+from stillhouse.models.families import position_limit
 from stillhouse.models.references import parse_reference
 from stillhouse.pretraining.config import PretrainConfig
 from stillhouse.progress import Step

@@ -13,9 +13,9 @@ _ONE_THREAD_WIDTH = 128
 for one another spin, many times slower on a machine that does anything else."""
 
 
-def limit_threads(hidden_size: int) -> None:
-    """Give a small model one thread, where there is no GPU."""
-    if not torch.cuda.is_available() and hidden_size <= _ONE_THREAD_WIDTH:
+def limit_threads(hidden_size: int | None) -> None:
+    """Give a small model one thread, where there is no GPU; one whose size is not known keeps all."""
+    if not torch.cuda.is_available() and hidden_size is not None and hidden_size <= _ONE_THREAD_WIDTH:
         torch.set_num_threads(1)
 
 

@@ -173,7 +173,7 @@ def train(
     steps_per_epoch = _steps_per_epoch(config, len(train_rows))
     interval = max(1, math.ceil(steps_per_epoch / config.evaluations_per_epoch))
     on_gpu = torch.cuda.is_available()
-    limit_threads(model.config.hidden_size)
+    limit_threads(getattr(model.config, "hidden_size", None))
     arguments = TrainingArguments(
         output_dir=str(store.folder),
         num_train_epochs=config.epochs,
