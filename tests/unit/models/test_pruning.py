@@ -26,14 +26,13 @@ from stillhouse.models.pruning import (
     Importance,
     Plan,
     Scores,
-    encoder_matrices,
     importance,
     plan,
     prune,
     shrink,
-    sparsity,
 )
 from stillhouse.models.shape import own_shape
+from stillhouse.models.units import encoder_matrices, sparsity
 from stillhouse.objectives import hard_label_loss
 
 HEADS, NEURONS = 4, 24

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from stillhouse.artifacts import DatasetManifest, ModelManifest
 from stillhouse.errors import InputError
 from stillhouse.models import checkpoints
-from stillhouse.models.pruning import encoder_matrices
+from stillhouse.models.units import encoder_matrices
 from stillhouse.progress import Step
 from stillhouse.training import DistillConfig, FinetuneConfig, PruneSettings, launch, pruning, steps
 from stillhouse.training.pruning import cubic_sparsity, magnitude_mask
