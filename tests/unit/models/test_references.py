@@ -107,3 +107,18 @@ def test_from_scratch_takes_the_size_of_the_trained_vocabulary():
     assert model.config.vocab_size == len(tokenizer)
     assert model.config.pad_token_id == tokenizer.pad_token_id
     assert load_config(reference, "teacher", {"num_labels": 3}).num_labels == 3
+
+
+def test_the_papers_names_are_scratch_names_with_their_sizes():
+    large = parse_reference("scratch://bert-large?num_hidden_layers=2", "model")
+    assert large.family == "bert"
+    assert (large.fields["hidden_size"], large.fields["num_hidden_layers"]) == (1024, 2)
+    shared = load_config(parse_reference("scratch://albert-base?layer_sharing=none", "model"), "model")
+    assert (shared.hidden_size, shared.embedding_size, shared.num_hidden_groups) == (768, 128, 12)
+    with pytest.raises(InputError, match="albert-xxlarge"):
+        parse_reference("scratch://bert-huge", "model")
+
+
+@pytest.mark.parametrize("family", ["roberta", "mobilebert", "bart", "modernbert", "xlnet"])
+def test_other_families_from_scratch(family: str):
+    assert load_config(parse_reference(f"scratch://{family}", "model"), "model").model_type == family
