@@ -16,9 +16,9 @@ what it learnt. Texts are SST-2's test sentences, from `../shared/data`. Server,
 cores, and those that are compared take turns. Where requests come at a fixed rate, what sends them has real-time
 priority if it may, as if it were on another machine: else its own delays would be taken for the server's.
 
-`--mlserver` names the Python of an environment with what MLServer's Hugging Face runtime still works with, `pip install
-torch==2.13.0 mlserver==1.7.1 mlserver-huggingface==1.7.1 transformers==4.41.2 optimum==1.21.4`; without it that rival is
-left out. `--quick` shortens everything, to try the script.
+`--mlserver` names the Python of an environment with what MLServer's Hugging Face runtime still works with; without it
+that rival is left out: `pip install torch==2.13.0 mlserver==1.7.1 mlserver-huggingface==1.7.1 transformers==4.41.2
+optimum==1.21.4`. `--quick` shortens everything, to try the script.
 
 Writes serving.json and prints, for each claim, what was measured and what is asked for.
 """
@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import psutil
 from serving_rivals import InProcess, TransformersPipeline, mlserver
 
@@ -79,7 +80,7 @@ class Bench:
 
     @property
     def rounds(self) -> int:
-        return 2 if self.quick else 3
+        return 2 if self.quick else 5
 
     def seconds(self, full: float) -> float:
         return max(2.0, full / 10) if self.quick else full
@@ -205,15 +206,16 @@ def predict_list(status: ServerStatus, texts: Sequence[str], requests: int) -> f
 
 
 def latency(bench: Bench) -> None:
-    """One caller, one text a request: the median beside that of the same texts in process, in turns."""
+    """One caller, one text a request: the median beside that of the same texts in process, in short turns."""
     inside = InProcess(bench.folder, bench.texts)
-    above = []
+    turns = []
     with served(bench) as (_, status):
-        for _ in range(bench.rounds):
-            own = inside.single(bench.seconds(10))
-            through = one_by_one(status, bench.texts, bench.seconds(10))
-            above.append(through - own)
-            bench.note("p50 in process and served, ms", [round(own, 2), round(through, 2)])
+        one_by_one(status, bench.texts, 2.0)
+        for _ in range(4 * bench.rounds):
+            own = inside.single(bench.seconds(3))
+            turns.append((own, one_by_one(status, bench.texts, bench.seconds(3))))
+    bench.note("p50 in process and served, ms", [[round(value, 2) for value in turn] for turn in turns])
+    above = [through - own for own, through in turns]
     bench.claim("p50 of one text above in-process, ms", statistics.median(above), high=1.5)
 
 
@@ -262,19 +264,23 @@ def overload(bench: Bench) -> None:
 
 
 def soak(bench: Bench) -> None:
-    """70% of the knee's throughput, as an open loop, after a minute to get warm."""
+    """70% of the knee's throughput, as an open loop, after two minutes in which queue and arenas find their size."""
     with served(bench) as (config, status):
         _, rate = bench.knee(status)
         with punctual():
-            warm = run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(60))
-            before = memory(config)
-            long = run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(600))
-        after = memory(config)
-    bench.note("soak", {**long.to_dict(), "bytes before": before, "bytes after": after})
-    bench.claim(
-        "errors in ten minutes at 70% of the knee", sum(warm.errors.values()) + sum(long.errors.values()), high=0
-    )
-    bench.claim("growth of memory", after / before - 1, high=0.02)
+            parts = [run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(120))]
+            held = [memory(config)]
+            for _ in range(10):
+                parts.append(
+                    run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(60))
+                )
+                held.append(memory(config))
+    latencies = np.concatenate([part.latencies for part in parts[1:]])
+    bench.note("soak: requests", sum(part.requests for part in parts))
+    bench.note("soak: p50 and p99, ms", [round(float(value), 1) for value in np.percentile(latencies, (50, 99))])
+    bench.note("soak: MB held, each minute", [round(value / 1e6, 1) for value in held])
+    bench.claim("errors in ten minutes at 70% of the knee", sum(sum(part.errors.values()) for part in parts), high=0)
+    bench.claim("growth of memory", held[-1] / held[0] - 1, high=0.02)
 
 
 def releases(bench: Bench) -> None:
@@ -328,6 +334,8 @@ def faults(bench: Bench) -> None:
             group = [psutil.Process(status.server_pid), *psutil.Process(status.server_pid).children(recursive=True)]
             with constant_load(status.grpc_url, bench.texts) as answers:
                 time.sleep(2.0)
+                log = config.folder / "logs" / "supervisor.log"
+                before = len(log.read_text(encoding="utf-8"))
                 (process,) = [one for one in group if is_victim(one, victim, status.server_pid)]
                 killed = time.monotonic()
                 process.kill()
@@ -337,9 +345,9 @@ def faults(bench: Bench) -> None:
                     time.sleep(0.05)
                 again = time.monotonic() - killed
             orphans = sum(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in group)
-            log = (config.folder / "logs" / "supervisor.log").read_text(encoding="utf-8").splitlines()
+            lines = log.read_text(encoding="utf-8")[before:].splitlines()
         name = victim.rstrip("/")
-        bench.note(f"supervisor's log after SIGKILL of {name}", [line for line in log if "trouble" in line])
+        bench.note(f"supervisor's log after SIGKILL of {name}", lines)
         bench.claim(f"seconds to the next answer after SIGKILL of {name}", again, high=10)
         bench.claim(f"processes left of the killed server ({name})", orphans, high=0)
 
@@ -400,14 +408,18 @@ def copy_release(package: Path, target: Path, version: str) -> None:
 
 
 def memory(config: ServerConfig) -> int:
-    """Bytes that the server and its Python processes have for themselves, and their share of what they share."""
+    """Bytes that the server and its Python processes have for themselves, and what they share with one another.
+
+    Pages of libraries count for nothing: whose they are changes with every other process that loads the same library.
+    """
     status = read_status(config.folder)
     assert status is not None
     server = psutil.Process(status.server_pid)
     total = 0
     for process in (server, *server.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            total += process.memory_full_info().pss
+            for part in process.memory_maps():
+                total += part.pss if part.path.startswith("/dev/shm/") else part.private_clean + part.private_dirty
     return total
 
 

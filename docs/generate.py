@@ -1,9 +1,9 @@
 """Writes the parts of the documentation that the code already says.
 
     docs/cli.md                   from `--help` of every command
-    docs/parameters.md            from the pipeline's signature and docstring, and the presets
+    docs/parameters.md            from the pipelines' signatures and docstrings, and the presets
     components/*/README.md        from each component's signature and docstring
-    pipelines/compiled/*.yaml     the pipeline, compiled for each cluster that comes with the release
+    pipelines/compiled/*.yaml     the pipelines, compiled for each cluster that comes with the release
     charts/*/README.md            what follows its line `## Values`, from the comments in values.yaml
 
 Usage: python docs/generate.py [--check]
@@ -70,32 +70,42 @@ def code(value: Any) -> str:
 
 
 def parameter_reference() -> str:
-    """Every pipeline parameter, and what each preset sets."""
-    from stillhouse.pipelines.parameters import parameters, preset_names, read_preset
+    """Every parameter of each pipeline, and what each preset sets."""
+    from stillhouse.pipelines.catalogue import PRETRAIN, TRAIN_AND_DEPLOY
 
-    known = parameters()
     lines = [
         NOTE,
         "# Pipeline parameters\n",
-        "The parameters of the pipeline are the configuration, the same everywhere: the form in the Kubeflow UI, the "
-        "keys of `pipelines/presets/*.yaml`, and `stillhouse run --set name=value`. A preset's values go before the "
-        "defaults below, and `--set` before both.\n",
-        "| Parameter | Type | Default | Meaning |",
-        "|---|---|---|---|",
+        "The parameters of a pipeline are the configuration, the same everywhere: the form in the Kubeflow UI, the "
+        "keys of a preset, and `--set name=value`. A preset's values go before the defaults below, and `--set` before "
+        "both.\n",
+        "## The main pipeline\n",
+        "`stillhouse run`; its presets are in `pipelines/presets/`.\n",
+        *_parameter_tables(TRAIN_AND_DEPLOY),
+        "## The pretraining pipeline\n",
+        "`stillhouse pretrain`; its presets are in `pipelines/presets/pretrain/`. [Pretraining](pretraining.md) says "
+        "more.\n",
+        *_parameter_tables(PRETRAIN),
     ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _parameter_tables(pipeline: Any) -> Iterator[str]:
+    from stillhouse.pipelines.parameters import parameters, preset_names, read_preset
+
+    known = parameters(pipeline)
+    yield from ("| Parameter | Type | Default | Meaning |", "|---|---|---|---|")
     for p in known.values():
         default = "*required*" if p.default is None else code(p.default)
-        lines.append(f"| `{p.name}` | {p.type.__name__} | {default} | {cell(p.description)} |")
-    lines.append("\n## Presets\n")
-    for name in preset_names():
-        text = (ROOT / "pipelines" / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+        yield f"| `{p.name}` | {p.type.__name__} | {default} | {cell(p.description)} |"
+    yield ""
+    for name in preset_names(pipeline):
+        text = (ROOT / "pipelines" / pipeline.preset_folder / f"{name}.yaml").read_text(encoding="utf-8")
         intro = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-        lines += [f"### {name}\n", f"{intro}\n", "| Parameter | Value | Default |", "|---|---|---|"]
-        lines += [
-            f"| `{key}` | {code(value)} | {code(known[key].default)} |" for key, value in read_preset(name).items()
-        ]
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+        yield from (f"### Preset {name}\n", f"{intro}\n", "| Parameter | Value | Default |", "|---|---|---|")
+        for key, value in read_preset(name, pipeline).items():
+            yield f"| `{key}` | {code(value)} | {code(known[key].default)} |"
+        yield ""
 
 
 def component_readme(name: str) -> str:
@@ -103,6 +113,7 @@ def component_readme(name: str) -> str:
     import docstring_parser
     from kfp.dsl import python_component
 
+    from stillhouse.pipelines.catalogue import PIPELINES
     from stillhouse.pipelines.parameters import parameters
 
     module = importlib.import_module(f"stillhouse.components.{name}.component")
@@ -116,8 +127,10 @@ def component_readme(name: str) -> str:
     docstring = docstring_parser.parse(component.python_func.__doc__ or "")
     # kfp leaves the outputs undescribed.
     described = {entry.arg_name: entry.description for entry in docstring.params}
-    # What is passed on unchanged has the pipeline's own description.
-    described = {entry.name: entry.description for entry in parameters().values()} | described
+    # What is passed on unchanged has the description of the first pipeline that has this step.
+    key = "comp-" + name.replace("_", "-")
+    owner = next(one for one in PIPELINES.values() if key in one.component.pipeline_spec.components)
+    described = {entry.name: entry.description for entry in parameters(owner).values()} | described
     lines = [NOTE, f"# {name}\n"]
     lines += [f"{text}\n" for text in (docstring.short_description, docstring.long_description) if text]
 
@@ -145,15 +158,13 @@ def _kind(name: str) -> str:
     )
 
 
-def compiled(cluster_name: str) -> str:
+def compiled(cluster_name: str, pipeline: Any) -> str:
     """The pipeline as `stillhouse compile --cluster` prints it."""
-    from stillhouse.pipelines.compiling import compiled_yaml, load_cluster
-    from stillhouse.pipelines.parameters import arguments_for
+    from stillhouse.pipelines.compiling import cluster_defaults, compiled_yaml
 
-    cluster = load_cluster(cluster_name)
-    defaults, problems = arguments_for(cluster.preset, [], cluster=cluster.defaults(), complete=False)
+    cluster, defaults, problems = cluster_defaults(cluster_name, pipeline)
     assert not problems, problems
-    return compiled_yaml(cluster, defaults)
+    return compiled_yaml(cluster, defaults, pipeline)
 
 
 VALUES = "## Values\n"
@@ -237,6 +248,7 @@ def _comments(text: str) -> dict[tuple[str, ...], str]:
 
 def documents() -> dict[Path, str]:
     """All generated files by path."""
+    from stillhouse.pipelines.catalogue import PIPELINES
     from stillhouse.pipelines.compiling import cluster_names
 
     found = {ROOT / "docs" / "cli.md": command_line(), ROOT / "docs" / "parameters.md": parameter_reference()}
@@ -245,7 +257,9 @@ def documents() -> dict[Path, str]:
     for path in sorted((ROOT / "charts").glob("*/values.yaml")):
         found[path.with_name("README.md")] = chart_readme(path.parent)
     for name in cluster_names():
-        found[ROOT / "pipelines" / "compiled" / f"train_and_deploy-{name}.yaml"] = compiled(name)
+        for pipeline in PIPELINES.values():
+            path = ROOT / "pipelines" / "compiled" / f"{pipeline.identifier}-{name}.yaml"
+            found[path] = compiled(name, pipeline)
     return found
 
 

@@ -53,8 +53,9 @@ def read_cluster(name: str) -> tuple[Cluster, list[Problem]]:
     except ValidationError as error:
         found += [fault_problem(name, fault, _fields) for fault in error.errors(include_url=False)]
         cluster = Cluster()
-        if isinstance(body.get("preset"), str):
-            cluster = cluster.model_copy(update={"preset": body["preset"]})
+        for field in ("preset", "pretrain_preset"):
+            if isinstance(body.get(field), str):
+                cluster = cluster.model_copy(update={field: body[field]})
         if isinstance(body.get("parameters"), dict):
             named = {key: value for key, value in body["parameters"].items() if isinstance(key, str)}
             cluster = cluster.model_copy(update={"parameters": named})

@@ -1,4 +1,4 @@
-"""Compile the pipeline to Kubeflow's IR YAML for a cluster."""
+"""Compile a pipeline to Kubeflow's IR YAML for a cluster."""
 
 from __future__ import annotations
 
@@ -12,38 +12,46 @@ from typing import Any
 from kfp import compiler
 
 from stillhouse.errors import Problem
+from stillhouse.pipelines.catalogue import TRAIN_AND_DEPLOY, Pipeline
 from stillhouse.pipelines.cluster_files import cluster_names, load_cluster, read_cluster
 from stillhouse.pipelines.parameters import arguments_for, preset_names
 from stillhouse.pipelines.placement import Cluster
-from stillhouse.pipelines.train_and_deploy import define
 
 __all__ = ["Cluster", "cluster_defaults", "cluster_names", "compiled_yaml", "load_cluster"]
 
 
-def cluster_defaults(name: str) -> tuple[Cluster, dict[str, Any], list[Problem]]:
-    """A cluster, the defaults of the parameters there, and everything wrong with its file, which is left out of both."""
+def cluster_defaults(name: str, pipeline: Pipeline = TRAIN_AND_DEPLOY) -> tuple[Cluster, dict[str, Any], list[Problem]]:
+    """A cluster, the defaults of the pipeline's parameters there, and everything wrong with its file.
+
+    What is wrong is left out of both.
+    """
     cluster, problems = read_cluster(name)
-    if cluster.preset not in preset_names():
-        remedy = f"Choose one of: {', '.join(preset_names())}."
-        problems.append(Problem(f"{name}: preset", f"{cluster.preset!r} is unknown.", remedy))
-        cluster = cluster.model_copy(update={"preset": "base"})
-    defaults, wrong = arguments_for(cluster.preset, [], cluster=cluster.defaults(), complete=False)
+    preset, known = pipeline.preset_on(cluster), preset_names(pipeline)
+    if preset not in known:
+        field = pipeline.cluster_preset
+        problems.append(Problem(f"{name}: {field}", f"{preset!r} is unknown.", f"Choose one of: {', '.join(known)}."))
+        preset = Cluster.model_fields[field].default
+        cluster = cluster.model_copy(update={field: preset})
+    defaults, wrong = arguments_for(preset, [], cluster=cluster.defaults(), complete=False, pipeline=pipeline)
     problems += [Problem(f"{name}: parameters.{p.where}", p.what, p.remedy) for p in wrong]
     left_out = {problem.where for problem in wrong}
     sound = {key: value for key, value in cluster.parameters.items() if key not in left_out}
     return cluster.model_copy(update={"parameters": sound}), defaults, problems
 
 
-def compiled_yaml(cluster: Cluster, defaults: Mapping[str, Any]) -> str:
+def compiled_yaml(cluster: Cluster, defaults: Mapping[str, Any], pipeline: Pipeline = TRAIN_AND_DEPLOY) -> str:
     """The pipeline as IR YAML; the same text for the same code and arguments.
 
     Args:
         cluster: what its steps get on the cluster.
         defaults: defaults of its parameters, beside those of its signature.
+        pipeline: which one.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(define(cluster), package_path=str(path), pipeline_parameters=dict(defaults))
+        compiler.Compiler().compile(
+            pipeline.define(cluster), package_path=str(path), pipeline_parameters=dict(defaults)
+        )
         text = path.read_text(encoding="utf-8")
     for name, value in defaults.items():
         if isinstance(value, (dict, list)):

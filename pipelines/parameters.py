@@ -1,4 +1,4 @@
-"""The pipeline's parameters as data: their types, defaults and descriptions, the presets, and values given as text."""
+"""A pipeline's parameters as data: their types, defaults and descriptions, the presets, and values given as text."""
 
 import importlib.resources
 import json
@@ -10,7 +10,7 @@ import yaml
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.pipelines.train_and_deploy import train_and_deploy
+from stillhouse.pipelines.catalogue import PIPELINES, TRAIN_AND_DEPLOY, Pipeline
 
 __all__ = ["Parameter", "arguments_for", "parameters", "preset_names", "read_preset"]
 
@@ -43,10 +43,10 @@ class Parameter:
     description: str
 
 
-def parameters() -> dict[str, Parameter]:
+def parameters(pipeline: Pipeline = TRAIN_AND_DEPLOY) -> dict[str, Parameter]:
     """Every parameter, in the order of the pipeline's signature."""
-    component = train_and_deploy.component_spec
-    spec = train_and_deploy.pipeline_spec.root.input_definitions.parameters
+    component = pipeline.component.component_spec
+    spec = pipeline.component.pipeline_spec.root.input_definitions.parameters
     return {
         name: Parameter(
             name,
@@ -58,28 +58,38 @@ def parameters() -> dict[str, Parameter]:
     }
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that come with this release."""
-    folder = importlib.resources.files("stillhouse.pipelines") / "presets"
+def preset_names(pipeline: Pipeline = TRAIN_AND_DEPLOY) -> list[str]:
+    """Names of a pipeline's presets that come with this release."""
+    folder = _presets(pipeline)
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read_preset(name: str) -> dict[str, Any]:
+def read_preset(name: str, pipeline: Pipeline = TRAIN_AND_DEPLOY) -> dict[str, Any]:
     """A preset's values by parameter.
 
     Raises:
         InputError: there is no such preset.
     """
-    if name not in preset_names():
-        raise InputError(Problem("--preset", f"{name!r} is unknown.", f"Choose one of: {', '.join(preset_names())}."))
-    text = (importlib.resources.files("stillhouse.pipelines") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    known = preset_names(pipeline)
+    if name not in known:
+        raise InputError(Problem("--preset", f"{name!r} is unknown.", f"Choose one of: {', '.join(known)}."))
+    text = (_presets(pipeline) / f"{name}.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     assert isinstance(values, dict), name
     return values
 
 
+def _presets(pipeline: Pipeline) -> Any:
+    return importlib.resources.files("stillhouse.pipelines").joinpath(*pipeline.preset_folder.split("/"))
+
+
 def arguments_for(
-    preset: str, settings: Iterable[str], *, cluster: Mapping[str, Any] | None = None, complete: bool = True
+    preset: str,
+    settings: Iterable[str],
+    *,
+    cluster: Mapping[str, Any] | None = None,
+    complete: bool = True,
+    pipeline: Pipeline = TRAIN_AND_DEPLOY,
 ) -> tuple[dict[str, Any], list[Problem]]:
     """The pipeline's arguments from a preset and `key=value` settings, and everything wrong with them.
 
@@ -88,21 +98,23 @@ def arguments_for(
     Args:
         preset: name of a preset.
         settings: what goes before the preset.
-        cluster: values of a cluster, which go before the preset, and after the settings. A preset that deploys on this
+        cluster: values of a cluster, which go before the preset, and after the settings; those that are of another
+            pipeline alone are passed over. A preset that deploys on this
             machine deploys nothing there.
         complete: whether every parameter without a default must be given.
+        pipeline: whose arguments they are.
     """
-    known = parameters()
+    known = parameters(pipeline)
     found: list[Problem] = []
     values: dict[str, Any] = {name: p.default for name, p in known.items() if p.default is not None}
     try:
-        given: Mapping[str, Any] = read_preset(preset)
+        given: Mapping[str, Any] = read_preset(preset, pipeline)
     except InputError as error:
         found.extend(error.problems)
-        given = read_preset("demo")  # so that the rest can be checked without reaching for a hub
+        given = read_preset(pipeline.fallback_preset, pipeline)  # so that the rest can be checked
     if cluster is not None and given.get("deploy_target") == "local":
         given = {**given, "deploy_target": "none"}
-    texts: dict[str, Any] = {**given, **(cluster or {})}
+    texts: dict[str, Any] = {**given, **_of_pipeline(pipeline, cluster or {}, known)}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -120,9 +132,18 @@ def arguments_for(
             values[name] = _convert(value, known[name].type)
         except ValueError:
             found.append(Problem(name, f"{value!r} is not {_WORDS[known[name].type]}.", "Correct the value."))
-    if complete and "data" not in values and not any(p.where == "data" for p in found):
-        found.append(Problem("data", "is not given.", "Name a file, a folder, hub://OWNER/NAME or demo://reviews."))
+    source = pipeline.source
+    if complete and source not in values and not any(p.where == source for p in found):
+        found.append(Problem(source, "is not given.", pipeline.source_remedy))
     return values, found
+
+
+def _of_pipeline(pipeline: Pipeline, values: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The values without those of other pipelines' parameters: a cluster's file has the defaults of all."""
+    if values.keys() <= known.keys():
+        return dict(values)
+    foreign = {name for other in PIPELINES.values() if other.name != pipeline.name for name in parameters(other)}
+    return {name: value for name, value in values.items() if name in known or name not in foreign}
 
 
 def _convert(value: Any, wanted: type) -> Any:

@@ -35,11 +35,23 @@ STEPS = (
     "evaluate",
     "register",
     "deploy",
+    "inspect_corpus",
+    "prepare_corpus",
+    "pretrain",
+    "record_pretraining",
     "notify",
 )  # fmt: skip
-TRAINING = ("finetune", "distill")
-_DOWNLOADING = ("inspect_source", "prepare_data", "finetune")
-"""Steps that read from a model hub."""
+TRAINING = ("finetune", "distill", "pretrain")
+_CACHING = (
+    "inspect_source",
+    "prepare_data",
+    "finetune",
+    "inspect_corpus",
+    "prepare_corpus",
+    "pretrain",
+    "record_pretraining",
+)  # fmt: skip
+"""Steps that read from a model hub; and the one that writes where these read checkpoints from."""
 
 
 def _matching(pattern: str | re.Pattern[str], kind: str, example: str) -> AfterValidator:
@@ -164,12 +176,14 @@ class StepSettings(_Part):
 
 
 class Cluster(_Part):
-    """A cluster's file, as the `cluster` of `stillhouse.pipelines.train_and_deploy.define`."""
+    """A cluster's file, as the `cluster` of a pipeline's `define`."""
 
     preset: str = "base"
-    """Preset that the parameters' defaults are taken from."""
+    """Preset of the main pipeline that the parameters' defaults are taken from."""
+    pretrain_preset: str = "bert-base"
+    """The same of the pretraining pipeline."""
     parameters: dict[str, Any] = {}
-    """Defaults of the pipeline's parameters, before the preset's."""
+    """Defaults of the pipelines' parameters, before the preset's; each pipeline takes those that it has."""
     images: Images = Images()
     environment: dict[Variable, str] = {}
     """Environment of every step. Not for secrets: it can be read in the compiled pipeline."""
@@ -220,7 +234,7 @@ class Cluster(_Part):
                 kubernetes.use_secret_as_env(task, secret.name, keys, optional=True)
         if step == "deploy" and self.deployer:
             kubernetes.use_secret_as_volume(task, self.deployer, DEPLOYER_MOUNT, optional=True)
-        if self.volumes.cache and step in _DOWNLOADING:
+        if self.volumes.cache and step in _CACHING:
             kubernetes.mount_pvc(task, self.volumes.cache, CACHE_MOUNT)
             task.set_env_variable("HF_HOME", f"{CACHE_MOUNT}/huggingface")
         if self.volumes.checkpoints and step in TRAINING:

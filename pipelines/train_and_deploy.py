@@ -1,4 +1,4 @@
-"""The main pipeline: labelled text in, the best of three models behind Triton out.
+"""The main pipeline: labelled text in, the best of three models, or of more, behind Triton out.
 
     inspect_source ── prepare_data ── finetune (teacher) ─┬─ distill (student) ── package ─┐
                 │                         │               └─ finetune (ALBERT) ── package ─┼─ evaluate ── register ── deploy
@@ -7,12 +7,12 @@
 
 With `skip_unchanged`, everything after the first step is left out where the source has not changed since the champion was
 trained. The ALBERT comes after the teacher, since with `albert=teacher://` it is made from it; it trains beside the student.
+
+Extra candidates, where there are any, are each fine-tuned and packaged in a loop before the evaluation.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-import docstring_parser
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
@@ -26,19 +26,7 @@ from stillhouse.components.notify.component import notify
 from stillhouse.components.package.component import package
 from stillhouse.components.prepare_data.component import prepare_data
 from stillhouse.components.register.component import register
-
-
-class Cluster(Protocol):
-    """What a cluster adds to each step; see `stillhouse.pipelines.placement`."""
-
-    def apply(self, tasks: Iterable[dsl.PipelineTask], training: Mapping[str, Any]) -> None:
-        """Set resources, placement, environment, volumes, retries and timeouts.
-
-        Args:
-            tasks: all tasks of the pipeline.
-            training: `cpu`, `memory`, `gpus`, `gpu_type`, `node_selector` and `tolerations` of the steps that train,
-                which are known when the pipeline runs.
-        """
+from stillhouse.pipelines.wiring import Cluster, Wiring, description
 
 
 def define(cluster: Cluster | None = None) -> BaseComponent:
@@ -68,6 +56,9 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         albert_learning_rate: float = 2e-5,
         albert_embedding_size: int = 128,
         albert_layers: int = 0,
+        extra_candidates: list = [],  # noqa: B006
+        extra_epochs: float = 3.0,
+        extra_learning_rate: float = 2e-5,
         distill_layers: str = "",
         distill_hard_weight: float = 0.2,
         distill_soft_weight: float = 0.8,
@@ -158,6 +149,9 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             albert_learning_rate: The ALBERT's peak learning rate.
             albert_embedding_size: Size of the factorised embeddings, where an ALBERT is made from the teacher.
             albert_layers: How many layers of such an ALBERT a text passes; 0 takes the teacher's number of layers.
+            extra_candidates: Checkpoints of any family to fine-tune and compare beside the three, as a JSON list of CHECKPOINT or NAME=CHECKPOINT, such as ["hub://FacebookAI/roberta-base"].
+            extra_epochs: Passes over the training rows for each extra candidate.
+            extra_learning_rate: The extra candidates' peak learning rate.
             distill_layers: Layers of the teacher, counted from 1, such as 2,4,6, that the student copies (empty: every second one), or that a student which copies none follows (empty: evenly spaced ones).
             distill_hard_weight: Weight of the labels' cross-entropy in the distillation loss.
             distill_soft_weight: Weight of the divergence from the teacher's softened probabilities.
@@ -222,19 +216,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             node_selector: Labels of the nodes to train on, as a JSON object.
             tolerations: Taints that training tolerates, as a JSON list of Kubernetes tolerations.
         """
-        parameters = dict(locals())
-        tasks: list[dsl.PipelineTask] = []
-
-        def given(component: BaseComponent) -> dict[str, Any]:
-            """The pipeline's parameters that a component takes under the same names."""
-            inputs = component.component_spec.inputs or {}
-            return {name: value for name, value in parameters.items()
-                    if name in inputs and not inputs[name].type.startswith("system.")}  # fmt: skip
-
-        def step(title: str, component: BaseComponent, *, cached: bool = True, **inputs: Any) -> dsl.PipelineTask:
-            task = component(**{**given(component), **inputs}).set_display_name(title).set_caching_options(cached)
-            tasks.append(task)
-            return task
+        wiring = Wiring(dict(locals()))
+        step = wiring.step
 
         this_run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         ending = step("Notify", notify, cached=False, pipeline_run=this_run)
@@ -281,40 +264,63 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
                 champion_packages = step(
                     "Fetch champion", fetch_champion, champion_digest=found["champion_digest"], **champion
                 ).outputs["packages"]
-                evaluation = step(
-                    "Evaluate and choose", evaluate, dataset=dataset, champion_packages=champion_packages, **champion,
-                    **packages,
-                ).outputs["evaluation"]  # fmt: skip
-                registered = step(
-                    "Register", register, cached=False, run_digest=found["run_digest"], pipeline_run=this_run,
-                    dataset=dataset, evaluation=evaluation, **packages,
-                    **{f"{name}_model": model for name, model in models.items()},
-                )  # fmt: skip
-                step(
-                    "Deploy", deploy, cached=False, version=registered.output, pipeline_run=this_run,
-                    evaluation=evaluation,
-                )  # fmt: skip
+
+                def conclude(**looped: Any) -> None:
+                    """From the evaluation to the deployment; what is `looped` is collected over the loop's turns."""
+
+                    def collected(*names: str) -> dict[str, dsl.Collected]:
+                        # Made for each step anew, since kfp changes them.
+                        return {name: dsl.Collected(looped[name]) for name in names if name in looped}
+
+                    evaluation = step(
+                        "Evaluate and choose", evaluate, dataset=dataset, champion_packages=champion_packages,
+                        **champion, **packages, **collected("extra_packages"),
+                    ).outputs["evaluation"]  # fmt: skip
+                    registered = step(
+                        "Register", register, cached=False, run_digest=found["run_digest"], pipeline_run=this_run,
+                        dataset=dataset, evaluation=evaluation, **packages,
+                        **{f"{name}_model": model for name, model in models.items()},
+                        **collected("extra_packages", "extra_models"),
+                    )  # fmt: skip
+                    step(
+                        "Deploy", deploy, cached=False, version=registered.output, pipeline_run=this_run,
+                        evaluation=evaluation,
+                    )  # fmt: skip
+
+                # A loop over nothing has no outputs to collect: kfp.local fails then, and so do releases of Kubeflow.
+                # So what follows the loop is there twice, and a run takes one of the two ways.
+                with dsl.If(found["extras"] == "yes", name="With extra candidates"):
+                    # On one machine one after the other, where kfp mixes up what tasks in threads log, too.
+                    turns = dsl.ParallelFor(
+                        found["candidates"], name="Each extra candidate", parallelism=None if cluster else 1
+                    )
+                    # The items are texts, since kfp hands structures to the wrong groups (kubeflow/pipelines#13273).
+                    with turns as candidate:
+                        extra_model = step(
+                            "Fine-tune extra candidate", finetune, name="", checkpoint=candidate, epochs=extra_epochs,
+                            learning_rate=extra_learning_rate, **training,
+                        ).outputs["model"]  # fmt: skip
+                        extra_packages = step(
+                            "Package extra candidate", package, name="", served_name=model_name,
+                            code_version=found["package_version"], dataset=dataset, model=extra_model,
+                        ).outputs["packages"]  # fmt: skip
+                    conclude(extra_models=extra_model, extra_packages=extra_packages)
+                with dsl.If(found["extras"] == "no", name="Without extra candidates"):
+                    conclude()
 
         if cluster is not None:
             resources = dict(
                 cpu=train_cpu, memory=train_memory, gpus=found["gpus"], gpu_type=gpu_type, node_selector=node_selector,
                 tolerations=tolerations,
             )  # fmt: skip
-            cluster.apply(tasks, resources)
+            cluster.apply(wiring.tasks, resources)
 
     pipeline = dsl.pipeline(
         name="stillhouse-train-and-deploy",
         display_name="Train, distil, compare and deploy",
-        description=_description(train_and_deploy),
+        description=description(train_and_deploy),
     )
     return pipeline(train_and_deploy)
-
-
-def _description(function: Callable[..., Any]) -> str:
-    """The docstring with its parameters, since the Kubeflow UI shows a pipeline's description, but not theirs."""
-    parsed = docstring_parser.parse(function.__doc__ or "")
-    lines = [f"- {entry.arg_name}: {entry.description}" for entry in parsed.params]
-    return "\n".join([parsed.short_description or "", "", "Parameters:", *lines])
 
 
 train_and_deploy = define()

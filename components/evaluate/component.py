@@ -1,5 +1,7 @@
 """Component `evaluate`."""
 
+from typing import List, Optional  # noqa: UP035 (kfp reads these forms)
+
 from kfp import dsl
 
 from stillhouse.components.images import TRAIN_IMAGE
@@ -25,6 +27,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
+    extra_packages: Optional[dsl.Input[List[dsl.Model]]] = None,  # noqa: UP006, UP045
 ):
     """Measure every package on the test split, on one machine, choose one by policy, and compare it with the champion.
 
@@ -47,6 +50,7 @@ def evaluate(
         metrics: The chosen candidate's figures.
         confusion: The chosen candidate's confusion matrix.
         report: The report as one HTML page.
+        extra_packages: The extra candidates, packaged, where there are any. What cannot be packaged is evaluated in PyTorch, and not chosen.
     """
     import shutil
     from pathlib import Path
@@ -65,7 +69,9 @@ def evaluate(
         manifest = library.evaluate(
             config,
             dataset_dir=Path(dataset.path),
-            packages=[Path(p.path) for p in (teacher_packages, student_packages, albert_packages)],
+            packages=[
+                Path(p.path) for p in (teacher_packages, student_packages, albert_packages, *(extra_packages or ()))
+            ],
             champion_dir=Path(champion_packages.path),
             output_dir=output,
             step=watch,

@@ -43,8 +43,8 @@ def finetune(
     """Fine-tune a checkpoint on the dataset's task, or make an ALBERT from the teacher and train it.
 
     Args:
-        name: The candidate's role: `teacher` or `albert`.
-        checkpoint: A folder, `hub://OWNER/NAME`, `minilm://`, `scratch://FAMILY?…`, `teacher://` or `teacher://albert?layer_sharing=…`.
+        name: The candidate's role: `teacher` or `albert`; empty for an extra candidate, which `checkpoint` names.
+        checkpoint: A folder, `hub://OWNER/NAME`, `minilm://`, `scratch://FAMILY?…`, `teacher://` or `teacher://albert?layer_sharing=…`; of an extra candidate, `NAME=CHECKPOINT`.
         epochs: Passes over the training rows.
         learning_rate: Peak learning rate.
         batch_size: Rows per optimizer step and device.
@@ -77,10 +77,14 @@ def finetune(
     from pathlib import Path
 
     from stillhouse.components.metrics import log_metrics
+    from stillhouse.models.candidates import parse_candidate
     from stillhouse.progress import step
     from stillhouse.training import DistillationSettings, FinetuneConfig, launch
     from stillhouse.training.scale import ScaleConfig
 
+    if not name:
+        candidate = parse_candidate(checkpoint)
+        name, checkpoint = candidate.name, candidate.checkpoint
     with step(f"finetune-{name}") as watch:
         config = FinetuneConfig(
             name=name, checkpoint=checkpoint, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,

@@ -29,6 +29,9 @@ def inspect_source(
     albert_learning_rate: float,
     albert_embedding_size: int,
     albert_layers: int,
+    extra_candidates: list,
+    extra_epochs: float,
+    extra_learning_rate: float,
     student: str,
     student_epochs: float,
     student_learning_rate: float,
@@ -108,6 +111,8 @@ def inspect_source(
         ("run_digest", str),
         ("champion_version", str),
         ("champion_digest", str),
+        ("candidates", list),
+        ("extras", str),
         ("Output", str),  # under another name, kfp.local cannot read a condition that asks for it
     ],
 ):
@@ -116,7 +121,8 @@ def inspect_source(
     All problems are reported at once. The outputs are what makes caching sound: a fingerprint of the source's present
     content, and the version of the code behind each cached step. `gpus` is what a training step's own pod needs;
     `run_digest` stands for everything that shapes what the run makes; `champion_version` and `champion_digest` name what
-    it is compared with, and are empty where there is no champion or it is what this very run makes; `Output` is `yes`, or
+    it is compared with, and are empty where there is no champion or it is what this very run makes; `candidates` are the
+    extra candidates, each as `NAME=CHECKPOINT`, and `extras` is `yes` where there are any, or `no`; `Output` is `yes`, or
     `no` where the run may end here, since the source has not changed since the champion was trained.
 
     Args:
@@ -143,5 +149,7 @@ def inspect_source(
         found.run_digest,
         found.champion_version,
         found.champion_digest,
+        found.candidates,
+        "yes" if found.candidates else "no",
         found.proceed,
     )

@@ -32,8 +32,11 @@ def package(
 ):
     """Export a model to ONNX in each precision, check it against PyTorch, and write Triton model repositories.
 
+    An extra candidate that cannot be exported is refused without failing the run: the artifact says why, and holds the
+    model for its evaluation in PyTorch.
+
     Args:
-        name: The candidate's role: `teacher`, `student` or `albert`.
+        name: The candidate's role: `teacher`, `student` or `albert`; empty for an extra candidate, which may turn out not to be servable.
         served_name: Name of the public Triton model.
         precisions: Comma-separated: `fp32`, and of `fp16`, `int8` and `int8-static` those wanted.
         max_text_bytes: Longer texts, in UTF-8 bytes, are refused before tokenising.
@@ -53,19 +56,19 @@ def package(
         code_version: Of the code behind this step, so that changed code runs again.
         dataset: Its validation rows are what parity is measured on; its training rows calibrate static INT8.
         model: The trained checkpoint.
-        packages: One package per precision, with `packages.json`.
+        packages: One package per precision, with `packages.json`; or the reason why there is none, and the model.
         metrics: Parity and size of each precision.
     """
     from pathlib import Path
 
-    from stillhouse.artifacts import PackageManifest
+    from stillhouse.artifacts import ModelManifest, PackageManifest
     from stillhouse.components.metrics import log_metrics
     from stillhouse.export import PackageConfig
     from stillhouse.export.package import package_model
     from stillhouse.progress import step
     from stillhouse.serving.repository import ServingOptions
 
-    with step(f"package-{name}") as watch:
+    with step(f"package-{name or ModelManifest.load(model.path).name}") as watch:
         options = ServingOptions(
             max_text_bytes=max_text_bytes, max_batch_size=max_batch_size, max_queue_size=max_queue_size,
             max_wait_ms=max_wait_ms, batch_rows=batch_rows, serving_device=serving_device, encoder_instances=encoder_instances,
@@ -77,12 +80,14 @@ def package(
         )  # fmt: skip
         root = Path(packages.path)
         manifest = package_model(
-            config, model_dir=Path(model.path), dataset_dir=Path(dataset.path), output_dir=root, step=watch
-        )
+            config, model_dir=Path(model.path), dataset_dir=Path(dataset.path), output_dir=root, required=bool(name),
+            step=watch,
+        )  # fmt: skip
         figures = {}
         for precision in manifest.precisions:
             one = PackageManifest.load(root / precision)
             figures[f"{precision}_megabytes"] = round(one.bytes / 1e6, 1)
             figures[f"{precision}_max_difference"] = one.parity["max_difference"]
         log_metrics(metrics, figures)
-        packages.metadata.update({"precisions": ",".join(manifest.precisions), "refused": str(manifest.refused)})
+        refused = manifest.unservable or str(manifest.refused)
+        packages.metadata.update({"precisions": ",".join(manifest.precisions), "refused": refused})

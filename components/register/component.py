@@ -1,5 +1,7 @@
 """Component `register`."""
 
+from typing import List, Optional  # noqa: UP035 (kfp reads these forms)
+
 from kfp import dsl
 
 from stillhouse.components.images import TRAIN_IMAGE
@@ -21,6 +23,8 @@ def register(
     student_packages: dsl.Input[dsl.Model],
     albert_packages: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
+    extra_models: Optional[dsl.Input[List[dsl.Model]]] = None,  # noqa: UP006, UP045
+    extra_packages: Optional[dsl.Input[List[dsl.Model]]] = None,  # noqa: UP006, UP045
 ) -> str:
     """Register the chosen package in MLflow, with its lineage, under the alias `challenger`; never cached.
 
@@ -39,6 +43,8 @@ def register(
         student_packages: The student, packaged.
         albert_packages: The ALBERT, packaged.
         evaluation: The figures and the choice.
+        extra_models: The checkpoints of the extra candidates, where there are any.
+        extra_packages: The extra candidates, packaged.
     """
     from pathlib import Path
 
@@ -54,8 +60,10 @@ def register(
         registered = registry.register(
             config,
             dataset_dir=Path(dataset.path),
-            packages=[Path(p.path) for p in (teacher_packages, student_packages, albert_packages)],
-            models=[Path(m.path) for m in (teacher_model, student_model, albert_model)],
+            packages=[
+                Path(p.path) for p in (teacher_packages, student_packages, albert_packages, *(extra_packages or ()))
+            ],
+            models=[Path(m.path) for m in (teacher_model, student_model, albert_model, *(extra_models or ()))],
             evaluation_dir=Path(evaluation.path),
             step=watch,
         )

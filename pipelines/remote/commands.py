@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from stillhouse.errors import InputError, Problem, RegistryError, StillhouseError
+from stillhouse.models.candidates import PARAMETER, parse_candidates
 from stillhouse.pipelines.local import LocalSteps, fail
 from stillhouse.pipelines.remote import runs, schedules
 from stillhouse.pipelines.remote.connection import Api, Connection, connection
@@ -37,6 +38,7 @@ def add_commands(commands: Any) -> None:
     for option in ("endpoint", "namespace", "ca-certificate", "token-file", "cookie-file"):
         place.add_argument(f"--{option}", default="")
     what = argparse.ArgumentParser(add_help=False)
+    what.add_argument("--workflow", default="")
     what.add_argument("--cluster", default="gpu")
     what.add_argument("--pipeline", default="")
     what.add_argument("--preset", default="")
@@ -117,19 +119,27 @@ def _connection(options: argparse.Namespace, found: list[Problem]) -> Connection
         return None
 
 
-def _compile(options: argparse.Namespace, settings: list[str], found: list[Problem]) -> Compiled:
+def _compile(options: argparse.Namespace, found: list[Problem], *, scheduled: bool = False) -> Compiled:
     """The pipeline and its arguments; everything wrong with them goes to `found`."""
-    compiled, problems = compile_for(options.cluster, preset=options.preset, settings=settings, name=options.pipeline)
+    compiled, problems = compile_for(
+        options.cluster,
+        preset=options.preset,
+        settings=options.settings,
+        name=options.pipeline,
+        workflow=options.workflow,
+        scheduled=scheduled,
+    )
     found += problems
     known = {problem.where for problem in problems}
-    found += [p for p in runs.submission_problems(compiled.arguments) if p.where not in known]
+    refused = runs.submission_problems(compiled.arguments, compiled.workflow)
+    found += [problem for problem in refused if problem.where not in known]
     return compiled
 
 
 def _submit(options: argparse.Namespace) -> None:
     found: list[Problem] = []
     place = _connection(options, found)
-    compiled = _compile(options, options.settings, found)
+    compiled = _compile(options, found)
     if found or place is None:
         raise InputError(found)
     api = Api(place)
@@ -189,7 +199,9 @@ def _announce(api: Api, run: Any, *, uploaded: Uploaded | None, experiment: str,
 
 def _follow(api: Api, run_id: str, text: str, arguments: Mapping[str, Any], options: argparse.Namespace) -> None:
     """Watch the run, and at its end fetch what it left in the registry, even if it failed later."""
-    failure = runs.follow(api, run_id, LocalSteps(pipeline_spec(text)), interval=options.interval)
+    extras, _ = parse_candidates(arguments.get(PARAMETER) or [])
+    steps = LocalSteps(pipeline_spec(text), [extra.name for extra in extras], together=True)
+    failure = runs.follow(api, run_id, steps, interval=options.interval)
     _fetch(run_id, str(arguments.get("tracking_uri") or ""), options.folder / "evaluation")
     if failure:
         raise StillhouseError(failure)
@@ -272,8 +284,7 @@ def _create_schedule(options: argparse.Namespace, place: Connection | None, foun
         catch_up=options.catch_up,
     )
     found += problems
-    # Left alone, it should cost next to nothing where nothing has changed; what is given explicitly comes later, and wins.
-    compiled = _compile(options, ["skip_unchanged=true", *options.settings], found)
+    compiled = _compile(options, found, scheduled=True)
     if found or place is None or times is None:
         raise InputError(found)
     api = Api(place)

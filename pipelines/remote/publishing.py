@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.pipelines.catalogue import PIPELINES, TRAIN_AND_DEPLOY
 from stillhouse.pipelines.checked_yaml import fault_problem, read_mapping, read_text
 from stillhouse.pipelines.compiling import cluster_names
 from stillhouse.pipelines.remote import runs, schedules
@@ -37,8 +38,10 @@ class _Part(BaseModel):
 
 
 class _Pipeline(_Part):
-    """The pipeline, compiled for one cluster."""
+    """A pipeline, compiled for one cluster."""
 
+    workflow: str = ""
+    """Which one: `train-and-deploy` or `pretrain`; empty takes the first."""
     cluster: str = "gpu"
     """One that comes with this release, or a file beside this one."""
     pipeline: str = ""
@@ -119,18 +122,28 @@ def read_publication(path: str, *, cluster_time_zone: str = "") -> Publication:
     folder, compiled = Path(path).parent, dict[str, Compiled]()
     zone = file.cluster_time_zone or cluster_time_zone
     for number, entry in enumerate(file.pipelines):
+        pipeline = PIPELINES.get(entry.workflow, TRAIN_AND_DEPLOY)
         one, problems = compile_for(
-            _cluster(folder, entry.cluster), name=entry.pipeline, settings=["data=demo://reviews"]
+            _cluster(folder, entry.cluster),
+            name=entry.pipeline,
+            settings=[f"{pipeline.source}={pipeline.placeholder}"],
+            workflow=entry.workflow,
         )
         found += _at(f"{name}: pipelines.{number}", problems) or _add(compiled, one, f"{name}: pipelines.{number}")
     wanted = []
     for number, given in enumerate(file.schedules):
         where = f"{name}: schedules.{given.name or number}"
         one, problems = compile_for(
-            _cluster(folder, given.cluster), preset=given.preset, name=given.pipeline, settings=_settings(given)
+            _cluster(folder, given.cluster),
+            preset=given.preset,
+            name=given.pipeline,
+            settings=_settings(given),
+            workflow=given.workflow,
+            scheduled=True,
         )
         known = {problem.where for problem in problems}
-        problems += [p for p in runs.submission_problems(one.arguments) if p.where not in known]
+        refused = runs.submission_problems(one.arguments, one.workflow)
+        problems += [p for p in refused if p.where not in known]
         times, wrong = _plan(given, zone)
         problems += wrong
         if not given.name.strip():
@@ -248,9 +261,9 @@ def _as_keys(text: str) -> str:
 
 
 def _settings(given: _Schedule) -> list[str]:
-    """Its parameters as `stillhouse schedule create` has them: an unchanged source should cost next to nothing."""
+    """Its parameters as `stillhouse schedule create` has them."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.parameters.items()}
-    return [f"{key}={value}" for key, value in {"skip_unchanged": "true", **texts}.items()]
+    return [f"{key}={value}" for key, value in texts.items()]
 
 
 def _cluster(folder: Path, name: str) -> str:
@@ -269,7 +282,13 @@ def _add(compiled: dict[str, Compiled], one: Compiled, where: str) -> list[Probl
 
 def _at(where: str, problems: Iterable[Problem]) -> list[Problem]:
     """The same problems, of one entry of the file."""
-    options = {"--cluster": "cluster", "--pipeline": "pipeline", "--preset": "preset", "--set": "parameters"}
+    options = {
+        "--cluster": "cluster",
+        "--pipeline": "pipeline",
+        "--preset": "preset",
+        "--set": "parameters",
+        "--workflow": "workflow",
+    }
     return [Problem(f"{where}: {options.get(p.where, p.where)}", p.what, _as_keys(p.remedy)) for p in problems]
 
 

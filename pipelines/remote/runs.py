@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 import kfp_server_api
 
 from stillhouse.errors import InputError, Problem, StillhouseError
+from stillhouse.models.candidates import PARAMETER, parse_candidates
+from stillhouse.pipelines.catalogue import TRAIN_AND_DEPLOY, Pipeline
 from stillhouse.pipelines.local import LocalSteps
 from stillhouse.pipelines.remote.connection import Api, NotFoundError, UnreachableError
 from stillhouse.pipelines.remote.uploads import Uploaded
@@ -20,68 +22,80 @@ from stillhouse.training.scale import local_path
 
 __all__ = ["create_run", "experiment_id", "follow", "get_run", "run_link", "submission_problems"]
 
-_SPLITS = ("data", "validation_data", "test_data")
-_CHECKPOINTS = ("teacher", "albert", "student")
 _HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _PATIENCE_SECONDS = 600
 """How long answers may fail to come before watching ends."""
 _ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 
 
-def submission_problems(arguments: Mapping[str, Any]) -> list[Problem]:
+def submission_problems(arguments: Mapping[str, Any], pipeline: Pipeline = TRAIN_AND_DEPLOY) -> list[Problem]:
     """Everything wrong with a run's arguments that can be told from here, what exists on this machine only included."""
     found: list[Problem] = []
     if arguments.get("deploy_target") == "local":
         remedy = "Choose --set deploy_target=none."
         found.append(Problem("deploy_target", "'local' would end together with the step's pod.", remedy))
-    for name in _SPLITS:
+    for name in pipeline.sources:
         value = str(arguments.get(name, "")).strip()
         if value and ("://" not in value or value.startswith(("file://", "hub:///"))):
             remedy = "Upload it, and give s3://, gs:// or https://; or hub://OWNER/NAME."
             found.append(Problem(name, f"{redacted(value)!r} is on this machine, and steps run elsewhere.", remedy))
-    for name in _CHECKPOINTS:
-        value = str(arguments.get(name, ""))
+    extras, _ = parse_candidates(arguments.get(PARAMETER) or [])
+    checkpoints = [(name, str(arguments.get(name, ""))) for name in pipeline.checkpoints]
+    for name, value in [*checkpoints, *((PARAMETER, extra.checkpoint) for extra in extras)]:
         if value and "://" not in value and not PurePosixPath(value).is_absolute():
             remedy = "Give hub://OWNER/NAME, or an absolute path on a volume that the cluster's file mounts."
             found.append(Problem(name, f"{value!r} is on this machine, and steps run elsewhere.", remedy))
-    folder = str(arguments.get("checkpoint_dir", ""))
-    path = local_path(folder)
-    if folder and path is not None and not path.is_absolute():
-        remedy = "Give s3:// or gs://, or an absolute path on a volume that the cluster's file mounts."
-        found.append(Problem("checkpoint_dir", f"{folder!r} is on this machine, and steps run elsewhere.", remedy))
+    for name in pipeline.stores:
+        folder = str(arguments.get(name, ""))
+        path = local_path(folder)
+        if folder and path is not None and not path.is_absolute():
+            remedy = "Give s3:// or gs://, or an absolute path on a volume that the cluster's file mounts."
+            found.append(Problem(name, f"{folder!r} is on this machine, and steps run elsewhere.", remedy))
     uri = str(arguments.get("tracking_uri", ""))
     if uri.startswith("sqlite") or _host(uri) in _HERE:
         remedy = "Name a server that the cluster reaches; or leave it empty, for the cluster's MLFLOW_TRACKING_URI."
         found.append(Problem("tracking_uri", "is on this machine, and steps run elsewhere.", remedy))
     known = {problem.where for problem in found}
-    found += [problem for problem in _elsewhere(arguments) if problem.where not in known]
+    # Each of several candidates may have a fault of its own.
+    found += [problem for problem in _elsewhere(arguments, pipeline) if problem.where not in known - {PARAMETER}]
     return found
 
 
-def _elsewhere(arguments: Mapping[str, Any]) -> list[Problem]:
+def _elsewhere(arguments: Mapping[str, Any], pipeline: Pipeline) -> list[Problem]:
     """What is wrong on any machine: what only the cluster can tell is put out of the question first."""
-    from stillhouse.inspection.inspect import parameter_problems  # imports torch
-    from stillhouse.models.checkpoints import check_reference
+    from stillhouse.models.checkpoints import check_reference  # imports torch
 
     found: list[Problem] = []
-    neutral = {"data": "demo://reviews", **arguments}
+    neutral = {pipeline.source: pipeline.placeholder, **arguments}
     if neutral.get("deploy_target") == "local":
         neutral["deploy_target"] = "none"
-    for name in _SPLITS:
+    for name in pipeline.sources:
         if "://" not in str(neutral[name]):
-            neutral[name] = "demo://reviews" if name == "data" else ""
+            neutral[name] = pipeline.placeholder if name == pipeline.source else ""
     if neutral["tracking_uri"]:
         found += uri_problems(neutral["tracking_uri"])
     neutral["tracking_uri"] = "https://mlflow.invalid"
-    for name in _CHECKPOINTS:
+    for name in pipeline.checkpoints:
         value = str(neutral[name])
         if value.startswith(("scratch://", "teacher://")):
             found += check_reference(value, name)
-        elif value == "minilm://" or "://" not in value:
+        elif value == "minilm://" or (value and "://" not in value):
             neutral[name] = "hub://of-the-cluster"
+    extras, _ = parse_candidates(neutral.get(PARAMETER) or [])
+    for checkpoint in (extra.checkpoint for extra in extras if extra.checkpoint.startswith("scratch://")):
+        found += check_reference(checkpoint, PARAMETER)
+    if PARAMETER in neutral:
+        neutral[PARAMETER] = [_of_the_cluster(item) for item in neutral[PARAMETER] or []]
     # Which hub the cluster reaches, and with what token, cannot be told here.
-    found += parameter_problems(neutral, checkpoints=False)
+    found += pipeline.problems(neutral)
     return list(dict.fromkeys(found))
+
+
+def _of_the_cluster(item: Any) -> Any:
+    """An extra candidate whose folder is on the cluster, as one that need not be looked for here."""
+    found, _ = parse_candidates([item])
+    elsewhere = bool(found) and (found[0].checkpoint == "minilm://" or "://" not in found[0].checkpoint)
+    return f"{found[0].name}=hub://of-the-cluster" if elsewhere else item
 
 
 def _host(uri: str) -> str:
@@ -222,9 +236,15 @@ class _Reporter:
                 self._fail(
                     step_id, f"it could not be started: {_message(task) or 'see its driver in the user interface'}"
                 )
+        looped: dict[str, list[Any]] = {}
         for task in sorted(tasks, key=lambda task: _seconds(task.start_time) or float("inf")):
-            if step_id := self._step_of(str(task.display_name)):
+            step_id = self._step_of(str(task.display_name))
+            if step_id in self._steps.repeated:
+                looped.setdefault(step_id, []).append(task)
+            elif step_id:
                 self._report(step_id, task, tasks)
+        for step_id, turns in looped.items():
+            self._report_turns(step_id, turns, tasks)
 
     def _step_of(self, name: str) -> str:
         """The step's id; empty where the name is of another kind of node."""
@@ -248,6 +268,18 @@ class _Reporter:
             emit(step_id, "finished", seconds=round(end - begin, 3) if begin and end else 0.0)
         elif state in ("FAILED", "CANCELED"):
             self._fail(step_id, _message(task) or ("it was stopped" if state == "CANCELED" else "see its log"))
+
+    def _report_turns(self, step_id: str, turns: list[Any], tasks: list[Any]) -> None:
+        """A step of a loop begins with its first turn, fails with any, and ends with the last."""
+        running = [turn for turn in turns if turn.state == "RUNNING"]
+        failed = [turn for turn in turns if turn.state in ("FAILED", "CANCELED")]
+        ended = [turn for turn in turns if turn.state == "SUCCEEDED"]
+        if failed or len(ended) < self._steps.repeated[step_id]:
+            for turn in failed or running:
+                self._report(step_id, turn, tasks)
+            return
+        executed = [turn for turn in ended if not _was_cached(turn, tasks)]
+        self._report(step_id, max(executed or ended, key=lambda turn: _seconds(turn.end_time) or 0.0), tasks)
 
     def _fail(self, step_id: str, message: str) -> None:
         if self._said.get(step_id) != "failed":

@@ -1,9 +1,10 @@
-"""The pipeline on Kubeflow: compiled for a cluster, and uploaded once per content."""
+"""Pipelines on Kubeflow: compiled for a cluster, and uploaded once per content."""
 
 import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from stillhouse import __version__
 from stillhouse.errors import InputError, Problem, StillhouseError
+from stillhouse.pipelines.catalogue import TRAIN_AND_DEPLOY, Pipeline, find_pipeline
 from stillhouse.pipelines.compiling import cluster_defaults, cluster_names, compiled_yaml
 from stillhouse.pipelines.parameters import arguments_for, read_preset
 from stillhouse.pipelines.remote.connection import Api
-from stillhouse.pipelines.train_and_deploy import train_and_deploy
 
 __all__ = ["Compiled", "Uploaded", "compile_for", "pipeline_spec", "upload"]
 
@@ -27,8 +28,10 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,98}[a-z0-9])?")
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """The pipeline for one cluster, and what a run of it is given."""
+    """A pipeline for one cluster, and what a run of it is given."""
 
+    workflow: Pipeline
+    """Which one."""
     name: str
     """Of the pipeline on Kubeflow: one for each cluster, or the latest version for one were run on another."""
     text: str
@@ -57,9 +60,15 @@ class Uploaded:
 
 
 def compile_for(
-    cluster_name: str, *, preset: str = "", settings: list[str] | None = None, name: str = ""
+    cluster_name: str,
+    *,
+    preset: str = "",
+    settings: Sequence[str] = (),
+    name: str = "",
+    workflow: str = "",
+    scheduled: bool = False,
 ) -> tuple[Compiled, list[Problem]]:
-    """Compile the pipeline for a cluster, and work out the arguments of a run; also everything wrong with these.
+    """Compile a pipeline for a cluster, and work out the arguments of a run; also everything wrong with these.
 
     The compiled pipeline is the same for all arguments: its defaults are the cluster's.
 
@@ -68,25 +77,36 @@ def compile_for(
         preset: goes before the cluster's own; empty takes that.
         settings: `key=value`, which go before both.
         name: of the pipeline on Kubeflow; empty derives it from the cluster's.
+        workflow: which pipeline; empty takes the main one.
+        scheduled: a schedule runs it: with its pipeline's own settings for that, before `settings`.
     """
-    cluster, defaults, problems = cluster_defaults(cluster_name)
+    pipeline, problems = TRAIN_AND_DEPLOY, list[Problem]()
     try:
-        read_preset(preset or cluster.preset)
+        pipeline = find_pipeline(workflow or pipeline.name)
+    except InputError as error:
+        problems += error.problems
+    cluster, defaults, wrong = cluster_defaults(cluster_name, pipeline)
+    problems += wrong
+    try:
+        read_preset(preset or pipeline.preset_on(cluster), pipeline)
     except InputError as error:
         problems += error.problems
         preset = ""  # so that the rest can still be checked
-    arguments, wrong = arguments_for(preset or cluster.preset, settings or [], cluster=cluster.defaults())
+    own = [f"{key}={value}" for key, value in pipeline.schedule.items()] if scheduled else []
+    arguments, wrong = arguments_for(
+        preset or pipeline.preset_on(cluster), [*own, *settings], cluster=cluster.defaults(), pipeline=pipeline
+    )
     problems += wrong
     slug = _slug(cluster_name)
     if not name and slug in cluster_names() and cluster_name not in cluster_names():
         what = f"{Path(cluster_name).name} would be uploaded as the pipeline of the release's own cluster {slug}."
         problems.append(Problem("--cluster", what, "Name the file otherwise, or give --pipeline."))
-    name = name or f"{train_and_deploy.pipeline_spec.pipeline_info.name}-{slug}"
+    name = name or f"{pipeline.component.pipeline_spec.pipeline_info.name}-{slug}"
     if not _NAME.fullmatch(name):
         problems.append(Problem("--pipeline", f"{name!r} is not a name.", "Use a-z, 0-9 and hyphens, at most 100."))
-    text = "" if problems else compiled_yaml(cluster, defaults)
+    text = "" if problems else compiled_yaml(cluster, defaults, pipeline)
     changed = {key: value for key, value in arguments.items() if key not in defaults or defaults[key] != value}
-    return Compiled(name=name, text=text, arguments=arguments, changed=changed), problems
+    return Compiled(workflow=pipeline, name=name, text=text, arguments=arguments, changed=changed), problems
 
 
 def _slug(cluster_name: str) -> str:
@@ -154,7 +174,7 @@ def _create_pipeline(api: Api, compiled: Compiled) -> Any:
     body = kfp_server_api.V2beta1Pipeline(
         name=compiled.name,
         display_name=compiled.name,
-        description="Stillhouse: labelled text in, a small and fast gRPC endpoint out.",
+        description=compiled.workflow.summary,
         **api.namespace,
     )
     return api.call("create the pipeline", api.pipelines.pipeline_service_create_pipeline, body)

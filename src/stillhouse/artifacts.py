@@ -1,6 +1,7 @@
 """The typed artifacts that flow between steps: a folder each, with a small JSON manifest.
 
     dataset      dataset.json      Parquet per split
+    corpus       corpus.json       tokens of whole documents as Parquet, and their tokenizer
     model        model.json        Hugging Face checkpoint: config, model.safetensors, tokenizer
     packages     packages.json     one package per precision of one model
     package      package.json      a complete Triton model repository under `triton/`
@@ -25,6 +26,8 @@ from stillhouse import __version__
 from stillhouse.errors import ManifestError
 
 __all__ = [
+    "CorpusManifest",
+    "CorpusSplit",
     "DatasetManifest",
     "EvaluationManifest",
     "Manifest",
@@ -186,13 +189,49 @@ class DatasetManifest(Manifest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorpusSplit:
+    """One part of a corpus."""
+
+    documents: int
+    sentences: int
+    tokens: int
+    """Without special ones."""
+    shards: int
+    """Parquet files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusManifest(Manifest):
+    """`corpus.json`. The folder holds `tokenizer/`, `train/*.parquet` and `validation/*.parquet`."""
+
+    kind: ClassVar[str] = "corpus"
+
+    corpus: str
+    """What was read."""
+    text_column: str
+    tokenizer: str
+    """As it was asked for: trained on the corpus, or a reference."""
+    vocab_size: int
+    splits: dict[str, CorpusSplit]
+    """`train` and `validation`, the documents held out."""
+    fingerprint: str
+    """Digest of the source's content; empty where it was not read to its end."""
+    validation_fraction: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        splits = {k: v if isinstance(v, CorpusSplit) else CorpusSplit(**v) for k, v in self.splits.items()}
+        object.__setattr__(self, "splits", splits)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelManifest(Manifest):
     """`model.json`. The folder is a Hugging Face checkpoint with a fast tokenizer, weights in safetensors."""
 
     kind: ClassVar[str] = "model"
 
     name: str
-    """The candidate's role: `teacher`, `student` or `albert`."""
+    """The candidate's role: `teacher`, `student` or `albert`; or an extra candidate's own name."""
     task: str
     recipe: str
     """How it came to be: `fine-tuned`, `from scratch`, `distilled`, or `factorised from the teacher`."""
@@ -214,7 +253,7 @@ class PackageManifest(Manifest):
     kind: ClassVar[str] = "package"
 
     name: str
-    """The candidate's role: `teacher`, `student` or `albert`."""
+    """The candidate's role: `teacher`, `student` or `albert`; or an extra candidate's own name."""
     served_name: str
     """Name of the public Triton model, which is also the name of the registered model."""
     task: str
@@ -236,14 +275,18 @@ class PackageManifest(Manifest):
 
 @dataclass(frozen=True, kw_only=True)
 class PackagesManifest(Manifest):
-    """`packages.json`. One subfolder per precision, each a package."""
+    """`packages.json`. One subfolder per precision, each a package; or none, and the checkpoint under `pytorch/`."""
 
     kind: ClassVar[str] = "packages"
+    checkpoint_folder: ClassVar[str] = "pytorch"
+    """Subfolder with the model artifact of an extra candidate that cannot be packaged, for its evaluation."""
 
     name: str
     precisions: list[str]
     refused: dict[str, str]
     """Precisions that were built and refused, with the reason."""
+    unservable: str = ""
+    """Why there is no package at all, in a sentence; empty where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +306,8 @@ class EvaluationManifest(Manifest):
     choice: dict[str, Any]
     """`name`, `precision`, `reason`, and `deployable` with the reason when it is not."""
     machine: dict[str, Any]
+    unservable: list[dict[str, Any]] = field(default_factory=list)
+    """Candidates that cannot be packaged, with the `reason`, and their quality in PyTorch; never chosen."""
 
 
 def by_role(**folders: tuple[type[Manifest], str | os.PathLike[str]] | None) -> Mapping[str, str]:

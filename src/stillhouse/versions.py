@@ -12,10 +12,10 @@ import functools
 import hashlib
 import importlib.metadata
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["STEP_MODULES", "code_version", "step_versions"]
+__all__ = ["PRETRAINING_MODULES", "STEP_MODULES", "code_version", "step_versions"]
 
 STEP_MODULES = {
     "prepare_data": ("stillhouse.data.prepare", "stillhouse.data.demo"),
@@ -28,14 +28,20 @@ STEP_MODULES = {
     ),
     "evaluate": ("stillhouse.evaluation.evaluate", "stillhouse.evaluation.worker"),
 }
-"""Entry modules of each kind of cached step."""
+"""Entry modules of each kind of cached step of the main pipeline."""
+
+PRETRAINING_MODULES = {
+    "prepare_corpus": ("stillhouse.pretraining.corpus",),
+    "pretrain": ("stillhouse.pretraining.steps",),
+}
+"""The same of the pretraining pipeline."""
 
 _ROOT = Path(__file__).parent
 
 
-def step_versions() -> dict[str, str]:
-    """The code version of each cached step, by the keys of `STEP_MODULES`."""
-    return {step: code_version(*modules) for step, modules in STEP_MODULES.items()}
+def step_versions(modules: Mapping[str, tuple[str, ...]] = STEP_MODULES) -> dict[str, str]:
+    """The code version of each cached step, by the keys of `STEP_MODULES` or `PRETRAINING_MODULES`."""
+    return {step: code_version(*entries) for step, entries in modules.items()}
 
 
 def code_version(*modules: str) -> str:

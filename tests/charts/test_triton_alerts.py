@@ -181,6 +181,20 @@ def test_the_words_of_an_alert(promtool: Path, rules: dict[str, Any], tmp_path: 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_commands_of_runbooks_are_whole(rules: dict[str, Any]):
+    """At night they are pasted as they are; what is in double braces is filled in by Prometheus."""
+    commands = {
+        command
+        for rule in rules["groups"][0]["rules"]
+        for command in re.findall(r"`([^`]+)`", rule["annotations"]["runbook"])
+    }
+    assert len(commands) >= 8
+    for command in commands:
+        assert re.match(r"(kubectl|helm|stillhouse rollback) -n serving ", command), command
+        assert "POD" not in command
+        assert not re.search(r"(describe \S+|logs)( -\S+)*$", command), command
+
+
 @pytest.mark.parametrize("name", ["cpu", "everything"])
 def test_prometheus_takes_the_rules(promtool: Path, render, tmp_path: Path, name: str):
     (rule,) = (m for m in render("triton", CI / f"{name}-values.yaml") if m["kind"] == "PrometheusRule")

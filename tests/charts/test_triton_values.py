@@ -297,6 +297,15 @@ def test_what_fits_together_is_taken(render, settings: list[str]):
     assert render("triton", MINIMAL, *settings)
 
 
+def test_the_values_of_the_documentation_are_taken(render, tmp_path: Path):
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S) if "serving_values:" in block]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "values.yaml").write_text(yaml.safe_dump(yaml.safe_load(block)["serving_values"]))
+        assert render("triton", [MINIMAL, tmp_path / "values.yaml"])
+
+
 def test_nothing_that_is_off_is_needed(render):
     """The everything-on file with each switch turned off again, one at a time."""
     switches = ["canary", "autoscaling", "route", "topologySpread", "podDisruptionBudget", "networkPolicy", "smokeTest",

@@ -153,6 +153,15 @@ def test_a_canary_that_cannot_be_judged(world: World, metrics: Metrics) -> None:
     assert world.state == ({"stable": "1"}, "1")
 
 
+def test_nobody_to_judge_it(world: World) -> None:
+    world.deploy("1")
+    before = world.revisions()
+    with pytest.raises(ServingError, match=r"127\.0\.0\.1:9"):
+        world.deploy("2", canary_weight=10, prometheus_url="http://127.0.0.1:9")
+    assert world.state == ({"stable": "1"}, "1")
+    assert world.revisions() == before, "the canary was not to come up at all"
+
+
 def test_the_lock_is_lost_while_it_is_watched(world: World, metrics: Metrics) -> None:
     world.deploy("1")
     looks: list[None] = []

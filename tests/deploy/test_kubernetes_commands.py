@@ -82,6 +82,17 @@ def test_a_release_that_ails(world: World, command: Command) -> None:
     assert row["answers"] is False and row["stable"]["ready"] == 0 and row["trouble"]
 
 
+def test_pods_are_shown_though_the_registry_is_away(world: World, command: Command) -> None:
+    world.deploy("1")
+    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    status = command("status", "-n", "serving", **away)
+    assert status.returncode == 0, status.stderr
+    assert "stable   version 1" in status.stdout and "champion not known" in status.stdout
+    assert "Is the server running" in status.stderr
+    (row,) = json.loads(command("status", "-n", "serving", "--json", **away).stdout)
+    assert (row["answers"], row["champion"]) == (True, None)
+
+
 def test_what_is_refused(world: World, command: Command) -> None:
     for arguments, code, told in [
         (("deploy", "models:/reviews/1", "--target=local", "-n", "serving"), 2, "can only mean Kubernetes"),

@@ -10,9 +10,9 @@ from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConf
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from stillhouse.components.images import OPS_IMAGE, TRAIN_IMAGE
-from stillhouse.pipelines.compiling import cluster_names, compiled_yaml, load_cluster
+from stillhouse.pipelines.catalogue import PIPELINES, Pipeline
+from stillhouse.pipelines.compiling import cluster_defaults, cluster_names, compiled_yaml
 from stillhouse.pipelines.local import LocalSteps
-from stillhouse.pipelines.parameters import arguments_for
 from stillhouse.pipelines.train_and_deploy import train_and_deploy
 
 COMPILED = Path(__file__).resolve().parents[2] / "pipelines" / "compiled"
@@ -29,17 +29,18 @@ def spec(text: str) -> dict:
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_the_compiled_pipeline_in_the_tree_is_current(name: str):
-    cluster = load_cluster(name)
-    defaults, problems = arguments_for(cluster.preset, [], cluster=cluster.defaults(), complete=False)
+@pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
+def test_the_compiled_pipeline_in_the_tree_is_current(pipeline: Pipeline, name: str):
+    cluster, defaults, problems = cluster_defaults(name, pipeline)
     assert problems == []
-    now = compiled_yaml(cluster, defaults)
-    kept = (COMPILED / f"train_and_deploy-{name}.yaml").read_text(encoding="utf-8")
+    now = compiled_yaml(cluster, defaults, pipeline)
+    kept = (COMPILED / f"{pipeline.identifier}-{name}.yaml").read_text(encoding="utf-8")
     assert kept == now, "run `make docs` and commit what changed"
 
 
 def test_there_is_one_for_each_cluster():
-    assert {f"train_and_deploy-{name}.yaml" for name in cluster_names()} == {p.name for p in COMPILED.iterdir()}
+    expected = {f"{pipeline.identifier}-{name}.yaml" for pipeline in PIPELINES.values() for name in cluster_names()}
+    assert expected == {path.name for path in COMPILED.iterdir()}
 
 
 def test_the_first_step_is_given_every_parameter(spec: dict):
@@ -88,7 +89,8 @@ def leaf_tasks(spec: dict) -> dict[str, dict]:
 def test_tasks_have_display_names_and_the_release_s_image(spec: dict):
     names = {task["taskInfo"]["name"] for task in leaf_tasks(spec).values()}
     assert names == {"Inspect source", "Prepare data", "Fine-tune teacher", "Fine-tune ALBERT", "Distil student",
-                     "Package teacher", "Package student", "Package ALBERT", "Fetch champion", "Evaluate and choose",
+                     "Fine-tune extra candidate", "Package extra candidate", "Package teacher", "Package student",
+                     "Package ALBERT", "Fetch champion", "Evaluate and choose",
                      "Register", "Deploy", "Notify"}  # fmt: skip
     images = {e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values()}
     assert images == {TRAIN_IMAGE, OPS_IMAGE}

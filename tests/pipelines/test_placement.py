@@ -8,11 +8,13 @@ import pytest
 import yaml
 
 from stillhouse.errors import InputError
+from stillhouse.pipelines.catalogue import PRETRAIN, TRAIN_AND_DEPLOY
 from stillhouse.pipelines.compiling import cluster_defaults, cluster_names, compiled_yaml, load_cluster
 from stillhouse.pipelines.placement import STEPS
 
 CUSTOM = """
-parameters: {gpus_per_node: 2, node_selector: {pool: a100}}
+pretrain_preset: tiny
+parameters: {gpus_per_node: 2, node_selector: {pool: a100}, policy: memory}
 images: {registry: registry.example.com/ml/, tag: "2.0", pull_policy: Always, pull_secrets: [pull-me]}
 environment: {HTTPS_PROXY: "http://proxy:3128"}
 secrets:
@@ -22,7 +24,7 @@ steps:
   default: {cpu: 500m, memory: 3Gi, retries: 4, backoff_seconds: 5, backoff_factor: 1.5, timeout_minutes: 7}
   evaluate: {cpu: "6", retries: 0}
 """
-TRAINING = {"exec-finetune", "exec-finetune-2", "exec-distill"}
+TRAINING = {"exec-finetune", "exec-finetune-2", "exec-finetune-3", "exec-distill"}
 
 
 class Compiled:
@@ -53,11 +55,58 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     return Compiled(compiled_yaml(cluster, cluster.defaults()))
 
 
-def test_every_step_of_the_pipeline_can_be_set(custom: Compiled):
-    components = {
-        task["componentRef"]["name"].removeprefix("comp-").rstrip("-0123456789") for task in custom.tasks().values()
-    }
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    path = tmp_path_factory.mktemp("cluster") / "ours.yaml"
+    path.write_text(CUSTOM)
+    cluster, defaults, problems = cluster_defaults(str(path), PRETRAIN)
+    assert problems == []
+    return Compiled(compiled_yaml(cluster, defaults, PRETRAIN))
+
+
+def test_every_step_of_the_pipelines_can_be_set(custom: Compiled, pretraining: Compiled):
+    tasks = [*custom.tasks().values(), *pretraining.tasks().values()]
+    components = {task["componentRef"]["name"].removeprefix("comp-").rstrip("-0123456789") for task in tasks}
     assert {name.replace("-", "_") for name in components} == set(STEPS)
+
+
+def test_the_pretraining_pipeline_is_placed_in_the_same_way(pretraining: Compiled):
+    having = {name for name, c in pretraining.containers.items() if "accelerator" in c.get("resources", {})}
+    assert having == {"exec-pretrain"}
+    resources = pretraining.containers["exec-pretrain"]["resources"]
+    inputs = pretraining.tasks()["exec-pretrain"]["inputs"]["parameters"]
+    taken = {name: inputs[text.removeprefix("{{$.inputs.parameters['").removesuffix("']}}")] for name, text in
+             {"memory": resources["resourceMemoryLimit"], "type": resources["accelerator"]["resourceType"],
+              "count": resources["accelerator"]["resourceCount"]}.items()}  # fmt: skip
+    assert taken["memory"]["componentInputParameter"].endswith("train_memory")
+    assert taken["type"]["componentInputParameter"].endswith("gpu_type")
+    assert taken["count"]["taskOutputParameter"] == {"producerTask": "inspect-corpus", "outputParameterKey": "gpus"}
+    config = pretraining.platform["exec-pretrain"]
+    assert config["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith("node_selector")
+    mounts = {
+        name: {mount["mountPath"]: mount["constant"] for mount in one.get("pvcMount", ())}
+        for name, one in pretraining.platform.items()
+    }
+    cached = {"/cache": "hub-cache"}
+    assert mounts == {
+        "exec-inspect-corpus": cached, "exec-prepare-corpus": cached, "exec-record-pretraining": cached,
+        "exec-pretrain": {**cached, "/checkpoints": "checkpoints"}, "exec-notify": {},
+    }  # fmt: skip
+    # What a cluster's file sets for the other pipeline alone is no parameter of this one.
+    defaults = pretraining.spec["root"]["inputDefinitions"]["parameters"]
+    assert (defaults["gpus_per_node"]["defaultValue"], defaults["steps"]["defaultValue"]) == (2, 40)
+    assert "policy" not in defaults
+
+
+def test_an_unknown_parameter_is_one_of_no_pipeline(tmp_path: Path):
+    path = tmp_path / "ours.yaml"
+    path.write_text("pretrain_preset: huge\nparameters: {policy: memory, steps: 5, stepz: 5}\n")
+    of_both = {"parameters.stepz"}
+    for pipeline, wrong in ((TRAIN_AND_DEPLOY, of_both), (PRETRAIN, {*of_both, "pretrain_preset"})):
+        cluster, defaults, problems = cluster_defaults(str(path), pipeline)
+        assert {problem.where.removeprefix(f"{path}: ") for problem in problems} == wrong
+        assert ("policy" in defaults, "steps" in defaults) == (pipeline is TRAIN_AND_DEPLOY, pipeline is PRETRAIN)
+        assert set(cluster.parameters) == {"policy", "steps"}
 
 
 def test_image_registry_tag_policy_and_pull_secrets(custom: Compiled):
@@ -127,7 +176,7 @@ def test_environment_reaches_every_step(custom: Compiled):
 
 def test_a_secret_reaches_the_steps_named_and_no_other(custom: Compiled):
     having = {name for name, config in custom.platform.items() if "secretAsEnv" in config}
-    assert having == {"exec-finetune", "exec-finetune-2"}
+    assert having == {"exec-finetune", "exec-finetune-2", "exec-finetune-3"}
     (secret,) = custom.platform["exec-finetune"]["secretAsEnv"]
     assert secret["secretName"] == "hub"
     assert secret["optional"] is True
@@ -137,6 +186,7 @@ def test_a_secret_reaches_the_steps_named_and_no_other(custom: Compiled):
 def test_the_deployer_is_mounted_by_the_deploy_step_alone(custom: Compiled, tmp_path: Path):
     mounts = {name: config["secretAsVolume"] for name, config in custom.platform.items() if "secretAsVolume" in config}
     (mount,) = mounts.pop("exec-deploy")
+    assert mounts.pop("exec-deploy-2") == [mount]  # a run takes one of the two
     assert (mount["secretName"], mount["mountPath"]) == ("stillhouse-deployer", "/var/run/secrets/stillhouse/deployer")
     assert mount["optional"] is True and mounts == {}
     for text, named in (("deployer: other", ["other"]), ('deployer: ""', [])):

@@ -18,7 +18,7 @@ from live_prometheus import NAMESPACE, RELEASE, prometheus, prometheus_program, 
 
 from stillhouse.client import Client
 from stillhouse.deploy.canary import CanaryWatch, Verdict, watch_canary
-from stillhouse.deploy.prometheus import Prometheus
+from stillhouse.deploy.canary.prometheus import Prometheus
 from stillhouse.errors import ServingError, StillhouseError
 from stillhouse.progress import Step
 from stillhouse.serving.repository import set_model_version

@@ -19,10 +19,10 @@ LAYERS = (
     ("comparison",),
     ("evaluation",),
     ("serving", "export", "loadtest"),
-    ("training",),
+    ("training", "pretraining"),
     ("tasks",),
     ("objectives", "models", "data", "client"),
-    ("errors", "artifacts", "interrupts", "kubernetes_api", "progress", "redaction", "state", "versions"),
+    ("errors", "artifacts", "interrupts", "kubernetes_api", "progress", "redaction", "state", "storage", "versions"),
 )
 """From the top down; each may import what is below it, and what stands beside it."""
 

@@ -65,3 +65,26 @@ def test_another_release_of_a_library_reaches_just_the_steps_that_use_it(
 
 def test_versions_are_the_same_each_time():
     assert versions.step_versions() == versions.step_versions()
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("data/corpus.py", {"prepare_corpus"}),
+        ("pretraining/corpus.py", {"prepare_corpus"}),
+        ("pretraining/trainer.py", {"pretrain"}),
+        ("objectives/masking.py", {"pretrain"}),
+        ("pretraining/shards.py", {"prepare_corpus", "pretrain"}),
+        ("registry/pretraining.py", set()),
+    ],
+)
+def test_an_edit_reaches_just_the_steps_of_pretraining_that_import_it(tree: Path, module: str, expected: set[str]):
+    def now() -> dict[str, str]:
+        return versions.step_versions(versions.PRETRAINING_MODULES)
+
+    before, others = now(), versions.step_versions()
+    path = tree / module
+    path.write_text(path.read_text() + "\n# edited\n")
+    assert {step for step, version in now().items() if version != before[step]} == expected
+    if module.startswith(("pretraining", "registry")):
+        assert versions.step_versions() == others  # the main pipeline's steps are none of its business

@@ -85,10 +85,18 @@ def test_the_wheel_holds_what_is_looked_up_at_run_time(wheel: Path) -> None:
         "stillhouse/charts/triton/values.schema.json",
         "stillhouse/evaluation/templates/report.html.j2",
         *(f"stillhouse/pipelines/clusters/{cluster}.yaml" for cluster in ("cpu", "gpu")),
-        *(f"stillhouse/pipelines/compiled/train_and_deploy-{cluster}.yaml" for cluster in ("cpu", "gpu")),
+        *(
+            f"stillhouse/pipelines/compiled/{pipeline}-{cluster}.yaml"
+            for pipeline in ("train_and_deploy", "pretrain")
+            for cluster in ("cpu", "gpu")
+        ),
         "stillhouse/serving/backends/onnxruntime/model.py",
         "stillhouse/tasks/front_models/text_classification.py",
         *(f"stillhouse/pipelines/presets/{preset}.yaml" for preset in ("base", "demo", "large", "small", "tiny")),
+        *(
+            f"stillhouse/pipelines/presets/pretrain/{preset}.yaml"
+            for preset in ("albert-base", "bert-base", "distilbert-base", "small", "tiny")
+        ),
     ):
         assert name in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

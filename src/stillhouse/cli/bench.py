@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
+from stillhouse.cli.options import (
+    AsJson,
+    ServedModel,
+    ServedUrl,
+    TlsAuthority,
+    TlsCertificate,
+    TlsKey,
+    WithTls,
+    tls_settings,
+)
 from stillhouse.errors import InputError, Problem, ServingError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from stillhouse.client import Tls
     from stillhouse.loadtest import LoadResult, Step
 
 __all__ = ["app"]
@@ -67,6 +77,10 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    tls: WithTls = False,
+    tls_ca: TlsAuthority = None,
+    tls_cert: TlsCertificate = None,
+    tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Ramp up the load on a served model, and print throughput and latency at each step.
@@ -84,7 +98,8 @@ def serve(
     from stillhouse.cli.predict import endpoint
     from stillhouse.loadtest import bench_document, ramp
 
-    levels, lines = _inputs(concurrency, texts, seconds=seconds, batch_size=batch_size, timeout=timeout)
+    secured = tls_settings(tls, tls_ca, tls_cert, tls_key)
+    levels, lines = _inputs(concurrency, texts, secured, seconds=seconds, batch_size=batch_size, timeout=timeout)
     url, model = endpoint(url, model)
     folder = _output_folder(output, model)
     settings = {
@@ -97,13 +112,23 @@ def serve(
         "seconds": seconds,
         "batch_size": batch_size,
         "timeout": timeout,
+        "tls": secured is not None,
         **_circumstances(),
     }
     steps: list[Step] = []
     with _Progress(len(levels) * (2 if against else 1)) as progress:
 
         def measure(address: str, callers: int) -> LoadResult:
-            return progress.run(address, model, lines, callers, seconds, batch_size, timeout)
+            return progress.run(
+                address,
+                model,
+                lines,
+                concurrency=callers,
+                seconds=seconds,
+                batch_size=batch_size,
+                timeout=timeout,
+                tls=secured,
+            )
 
         for step in ramp(measure, levels, url, against):
             steps.append(step)
@@ -126,14 +151,14 @@ def serve(
 
 
 def _inputs(
-    concurrency: str, texts: str | None, *, seconds: float, batch_size: int, timeout: float
+    concurrency: str, texts: str | None, tls: Tls | None, *, seconds: float, batch_size: int, timeout: float
 ) -> tuple[list[int], list[bytes]]:
     """Levels of concurrency in ascending order, and the texts.
 
     Raises:
         InputError: with everything that is wrong with them.
     """
-    problems = []
+    problems = tls.problems() if tls else []
     parts = [part.strip() for part in concurrency.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         remedy = "Give whole numbers from 1, with commas: 1,2,4,8."
@@ -218,16 +243,9 @@ class _Progress:
         self._bar.stop()
 
     def run(
-        self,
-        url: str,
-        model: str,
-        texts: Sequence[bytes],
-        concurrency: int,
-        seconds: float,
-        batch_size: int,
-        timeout: float,
+        self, url: str, model: str, texts: Sequence[bytes], *, concurrency: int, seconds: float, **settings: Any
     ) -> LoadResult:
-        """Measure once, and move the bar along."""
+        """Measure once, and move the bar along; the settings are those of `run_load`."""
         from stillhouse.loadtest import run_load
 
         warmup = 1.0
@@ -242,10 +260,9 @@ class _Progress:
             texts,
             concurrency=concurrency,
             seconds=seconds,
-            batch_size=batch_size,
             warmup=warmup,
-            timeout=timeout,
             watch=watch,
+            **settings,
         )
         self._done += 1
         return result

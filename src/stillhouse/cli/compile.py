@@ -1,4 +1,4 @@
-"""`stillhouse compile`: the pipeline as the IR YAML that Kubeflow Pipelines takes."""
+"""`stillhouse compile`: a pipeline as the IR YAML that Kubeflow Pipelines takes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from stillhouse.errors import InputError, Problem, StillhouseError
 __all__ = ["compile_pipeline"]
 
 
-def compile_pipeline(cluster: str, preset: str, settings: Sequence[str], output: Path | None) -> int:
-    """Compile the main pipeline.
+def compile_pipeline(
+    cluster: str, preset: str, settings: Sequence[str], output: Path | None, workflow: str = ""
+) -> int:
+    """Compile a pipeline.
 
     Args:
         cluster: name of a cluster that comes with the release, or the path of a file that describes one.
         preset: preset that the parameters' defaults come from; empty takes the cluster's.
         settings: `key=value` for each parameter whose default is another.
         output: file to write; standard output without it.
+        workflow: which pipeline; empty is the main one.
 
     Returns:
         0, or 2 when the input is at fault; the problems are on standard error then.
@@ -30,7 +33,8 @@ def compile_pipeline(cluster: str, preset: str, settings: Sequence[str], output:
         StillhouseError: the pipeline does not compile; the compiler's own words are on standard error.
     """
     options = [part for setting in settings for part in ("--set", setting)]
-    command = pipelines_command("compile", "--cluster", cluster, "--preset", preset, *options)
+    which = ["--workflow", workflow] if workflow else []
+    command = pipelines_command("compile", *which, "--cluster", cluster, "--preset", preset, *options)
     compiled = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if compiled.returncode == InputError.exit_code:
         return compiled.returncode

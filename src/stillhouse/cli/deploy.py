@@ -9,7 +9,7 @@ import typer
 
 from stillhouse.cli.options import AsJson
 from stillhouse.cli.targets import Context, Namespace, Place, ReleaseName, Target, read_values
-from stillhouse.errors import InputError, Problem
+from stillhouse.errors import InputError, Problem, RegistryError
 
 __all__ = ["deploy", "status"]
 
@@ -109,7 +109,8 @@ def status(
     """Show what is served and whether it answers. Exits with 1 unless it does.
 
     Of this machine's server, what `stillhouse serve status` shows. On Kubernetes: pods that are ready, versions, the
-    canary, and how the last smoke test ended.
+    canary, and how the last smoke test ended. MLflow only says what is champion; where it does not answer, the rest is
+    shown all the same.
     """
     place = Place(target=target, namespace=namespace, context=context, release=release)
     if not place.on_kubernetes:
@@ -118,20 +119,24 @@ def status(
         local_status(as_json=as_json)
         return
     from stillhouse.cli.extras import require
-    from stillhouse.cli.output import print_json, stdout
+    from stillhouse.cli.output import print_json, stderr, stdout
     from stillhouse.deploy.kubernetes.status import release_status
     from stillhouse.registry import MlflowRegistry
     from stillhouse.state import tracking_uri
 
     require("mlflow", "ops", "`stillhouse status`")
     require("kubernetes", "ops", "`stillhouse status`")
-    registry = MlflowRegistry(tracking_uri())
+    registry: MlflowRegistry | None = MlflowRegistry(tracking_uri())
     rows = []
     with place.releases(model or "") as found:
         for one in found:
-            last = one.last()
-            champion = registry.get_alias(last.model, "champion") if last and last.model else None
-            rows.append(release_status(one, champion))
+            last, champion = one.last(), None
+            try:
+                champion = registry.get_alias(last.model, "champion") if registry and last and last.model else None
+            except RegistryError as error:
+                stderr().print(str(error), markup=False, soft_wrap=True)
+                registry = None
+            rows.append({**release_status(one, champion), **({} if registry else {"champion": None})})
     if as_json:
         print_json(rows)
     elif not rows:
@@ -155,13 +160,14 @@ def _print_status(row: dict[str, Any]) -> None:
         return f"version {found['version']}, {found['ready']} of {found['wanted']} pods ready" if found else ""
 
     canary = track(row["canary"])
+    champion = f"version {row['champion']}" if row["champion"] else "not known" if row["champion"] is None else "none"
     lines = {
         "model": row["model"],
         "release": f"{where}, revision {row['revision']}, {row['status']}",
         "stable": track(row["stable"]),
         "canary": f"{canary}, {row['canary_weight']}% of the requests" if canary else "",
         "tested": f"{row['tested'].lower()} {row['tested_at'][:19].replace('T', ' ')}" if row["tested"] else "never",
-        "champion": f"version {row['champion']}" if row["champion"] else "none",
+        "champion": champion,
     }
     for name, value in lines.items():
         if value:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stillhouse.cli.options import AsJson
+from stillhouse.cli.options import AsJson, Workflow
 
 __all__ = [
     "CaCertificate",
@@ -116,6 +116,7 @@ class Place:
 class Work:
     """The options that say what is run."""
 
+    workflow: str
     cluster: str
     pipeline: str
     preset: str
@@ -138,6 +139,7 @@ def submit(
     context: typer.Context,
     endpoint: Endpoint = "",
     namespace: Namespace = "",
+    workflow: Workflow = "",
     cluster: Cluster = "gpu",
     preset: Preset = "",
     settings: Settings = None,
@@ -159,7 +161,7 @@ def submit(
     cookie_file: CookieFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the pipeline on Kubeflow.
+    """Run a pipeline on Kubeflow.
 
     Uploads the pipeline, or a new version of it where its content has changed, and starts a run. With --wait, shows the
     steps as they go, and at the end what `stillhouse run` shows, read from MLflow; Ctrl-C stops watching, and the run
@@ -182,7 +184,12 @@ def submit(
         _refuse_beside_watch(context)
         raise typer.Exit(watch_run(watch, place, interval=interval, as_json=as_json))
     work = Work(
-        cluster=cluster, pipeline=pipeline, preset=preset, settings=tuple(settings or ()), experiment=experiment
+        workflow=workflow,
+        cluster=cluster,
+        pipeline=pipeline,
+        preset=preset,
+        settings=tuple(settings or ()),
+        experiment=experiment,
     )
     raise typer.Exit(submit_pipeline(place, work, run_name, wait=wait, interval=interval, as_json=as_json))
 
@@ -198,7 +205,7 @@ def _refuse_beside_watch(context: typer.Context) -> None:
     options = {"settings": "--set"}
     given = [
         options.get(name, f"--{name.replace('_', '-')}")
-        for name in ("cluster", "preset", "settings", "experiment", "run_name", "pipeline", "wait")
+        for name in ("workflow", "cluster", "preset", "settings", "experiment", "run_name", "pipeline", "wait")
         if str(getattr(context.get_parameter_source(name), "name", "DEFAULT")) != "DEFAULT"
     ]
     if given:
@@ -209,7 +216,7 @@ def _refuse_beside_watch(context: typer.Context) -> None:
 schedule = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Run the pipeline on Kubeflow again and again, always in its latest version.",
+    help="Run a pipeline on Kubeflow again and again, always in its latest version.",
 )
 
 
@@ -240,6 +247,7 @@ def create(
     ] = False,
     endpoint: Endpoint = "",
     namespace: Namespace = "",
+    workflow: Workflow = "",
     cluster: Cluster = "gpu",
     preset: Preset = "",
     settings: Settings = None,
@@ -252,9 +260,9 @@ def create(
 ) -> None:
     """Make a schedule.
 
-    Its runs stop early where the data has not changed since the champion was trained, unless --set skip_unchanged=false
-    is given. With deploy_target=none, nothing makes a version the champion but you: set the alias `champion` in MLflow,
-    or runs neither compare nor stop early.
+    Runs of the main pipeline stop early where the data has not changed since the champion was trained, unless --set
+    skip_unchanged=false is given. With deploy_target=none, nothing makes a version the champion but you: set the alias
+    `champion` in MLflow, or runs neither compare nor stop early.
 
     Kubeflow reads cron expressions in one time zone for the whole cluster; times of another zone are converted where
     that is exact, and refused where it is not, as across a change of daylight saving time.
@@ -269,7 +277,12 @@ def create(
         cookie_file=cookie_file,
     )
     work = Work(
-        cluster=cluster, pipeline=pipeline, preset=preset, settings=tuple(settings or ()), experiment=experiment
+        workflow=workflow,
+        cluster=cluster,
+        pipeline=pipeline,
+        preset=preset,
+        settings=tuple(settings or ()),
+        experiment=experiment,
     )
     times = _options(
         {

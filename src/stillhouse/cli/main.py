@@ -24,8 +24,18 @@ from stillhouse.cli.compare import compare
 from stillhouse.cli.deploy import deploy, status
 from stillhouse.cli.fetch import fetch
 from stillhouse.cli.kubeflow import schedule, submit
-from stillhouse.cli.options import AsJson, ServedModel, ServedUrl
+from stillhouse.cli.options import (
+    AsJson,
+    ServedModel,
+    ServedUrl,
+    TlsAuthority,
+    TlsCertificate,
+    TlsKey,
+    WithTls,
+    tls_settings,
+)
 from stillhouse.cli.output import print_error
+from stillhouse.cli.pretrain import pretrain
 from stillhouse.cli.publish import publish
 from stillhouse.cli.releases import releases, rollback
 from stillhouse.cli.serve import app as serve
@@ -98,8 +108,21 @@ def run(
     raise typer.Exit(run_pipeline(preset, settings or [], as_json=as_json))
 
 
+app.command()(pretrain)
+
+
 @app.command("compile")
 def compile_(
+    workflow: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            "--workflow",
+            metavar="train-and-deploy|pretrain",
+            help="Which pipeline.  [default: train-and-deploy]",
+            show_default=False,
+        ),
+    ] = "",
     cluster: Cluster = "gpu",
     preset: Annotated[
         str,
@@ -116,16 +139,17 @@ def compile_(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not standard output.")
     ] = None,
 ) -> None:
-    """Compile the pipeline for Kubeflow.
+    """Compile a pipeline for Kubeflow.
 
-    Prints the IR YAML that Kubeflow Pipelines takes. Its parameters are those of `stillhouse run --set`; presets and
-    settings become their defaults. What a cluster fixes is described in docs/operations.md.
+    Prints the IR YAML that Kubeflow Pipelines takes. Its parameters are those of `stillhouse run --set`, or of
+    `stillhouse pretrain`; presets and settings become their defaults. What a cluster fixes is described in
+    docs/operations.md.
     """
     from stillhouse.cli.compile import compile_pipeline
     from stillhouse.cli.extras import require
 
     require("kfp", "train", "`stillhouse compile`")
-    raise typer.Exit(compile_pipeline(cluster, preset, settings or [], output))
+    raise typer.Exit(compile_pipeline(cluster, preset, settings or [], output, workflow))
 
 
 app.command()(submit)
@@ -140,12 +164,18 @@ def predict(
     ] = None,
     url: ServedUrl = None,
     model: ServedModel = None,
+    tls: WithTls = False,
+    tls_ca: TlsAuthority = None,
+    tls_cert: TlsCertificate = None,
+    tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a served model about texts, over gRPC."""
+    from stillhouse.cli.extras import require
     from stillhouse.cli.predict import predict as ask
 
-    ask(texts or [], url, model, as_json=as_json)
+    require("tritonclient", "client", "`stillhouse predict`")
+    ask(texts or [], url, model, tls=tls_settings(tls, tls_ca, tls_cert, tls_key), as_json=as_json)
 
 
 @app.command()

@@ -8,14 +8,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from stillhouse.cli.extras import require
 from stillhouse.cli.output import print_json, stdout
 from stillhouse.errors import InputError, Problem
 from stillhouse.state import home
+
+if TYPE_CHECKING:
+    from stillhouse.client import Tls
 
 __all__ = ["endpoint", "predict"]
 
@@ -23,20 +25,20 @@ _BLOCK = 256
 """Lines read from standard input before their answers are printed."""
 
 
-def predict(texts: Sequence[str], url: str | None, model: str | None, *, as_json: bool) -> None:
+def predict(texts: Sequence[str], url: str | None, model: str | None, *, tls: Tls | None = None, as_json: bool) -> None:
     """Print the model's answer to each text; without texts, to each line of standard input.
 
     Args:
         texts: what to ask about.
         url: `host:port` of the gRPC endpoint; the local server's without it.
         model: name of the served model; the local server's without it.
+        tls: to connect encrypted.
         as_json: one JSON list of objects: `text`, every output of the model by its name, and `model_version`.
 
     Raises:
         InputError: there is nothing to ask, nobody to ask, or the model refuses a text.
         ServingError: the server cannot be reached or failed.
     """
-    require("tritonclient", "client", "`stillhouse predict`")
     from stillhouse.client import predict_texts
 
     url, model = endpoint(url, model)
@@ -45,7 +47,8 @@ def predict(texts: Sequence[str], url: str | None, model: str | None, *, as_json
     asked = 0
     for block in _blocks(texts or _lines()):
         try:
-            rows = [{"text": text, **row} for text, row in zip(block, predict_texts(url, model, block), strict=True)]
+            answered = predict_texts(url, model, block, tls=tls)
+            rows = [{"text": text, **row} for text, row in zip(block, answered, strict=True)]
         except InputError as error:
             raise InputError(_counted(problem, asked) for problem in error.problems) from None
         asked += len(block)

@@ -45,6 +45,7 @@ def publish(
     \b
     pipelines:
       - {cluster: gpu}
+      - {cluster: gpu, workflow: pretrain}
     schedules:
       - name: weekly
         cluster: gpu              # or a file beside this one
@@ -52,8 +53,8 @@ def publish(
         time_zone: Asia/Tokyo
         parameters: {data: "s3://bucket/reviews/", model_name: verdicts}
 
-    A schedule also takes preset, pipeline, experiment, start, end, max_concurrency and catch_up, which mean what the
-    options of `stillhouse schedule create` do, and paused: true or false.
+    A schedule also takes workflow, preset, pipeline, experiment, start, end, max_concurrency and catch_up, which mean
+    what the options of `stillhouse schedule create` do, and paused: true or false.
     """  # noqa: D301 - click wants the character, which keeps the lines as they are
     place = Place(
         endpoint=endpoint,

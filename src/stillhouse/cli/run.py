@@ -1,14 +1,15 @@
-"""`stillhouse run`: start the pipeline, show it, and say what came of it."""
+"""`stillhouse run`: start a pipeline, show it, and say what came of it."""
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
@@ -21,7 +22,7 @@ from stillhouse.cli.summary import REPORT, print_summary
 from stillhouse.cli.view import view_for
 from stillhouse.redaction import redacted
 
-__all__ = ["exit_code_of", "outcome", "run_pipeline"]
+__all__ = ["carry_out", "exit_code_of", "outcome", "reported", "run_pipeline"]
 
 _CONTINUE = "  Finished steps are kept. Repeat the command to continue from the last checkpoint:"
 _GO_ON = "  Finished steps are kept: once the cause is mended, the same command goes on after them."
@@ -29,12 +30,30 @@ _DETAILS = ("details",)
 
 
 def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
-    """Run the pipeline on this machine and report on it.
+    """Run the main pipeline on this machine and report on it; the rest as for `carry_out`."""
+    return carry_out("run", preset, settings, outcome=outcome, summary=print_summary, as_json=as_json)
+
+
+def carry_out(
+    verb: str,
+    preset: str,
+    settings: Sequence[str],
+    *,
+    outcome: Callable[..., dict[str, Any]],
+    summary: Callable[[Console, dict[str, Any]], None],
+    as_json: bool,
+    workflow: str = "",
+) -> int:
+    """Run a pipeline on this machine and report on it.
 
     Args:
+        verb: the command that does it.
         preset: name of the preset that the parameters start from.
         settings: `key=value` for each parameter that differs from it.
+        outcome: what the run's steps reported, of `run`, `state` and whether it `failed`.
+        summary: prints it for people.
         as_json: one JSON document on standard output instead of the summary.
+        workflow: which pipeline; empty is the main one.
 
     Returns:
         The exit code: 0; 2 when the input is at fault; 128 plus the signal's number when stopped; else 1.
@@ -44,7 +63,8 @@ def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
     """
     run = Run.create(writable_home())
     options = [part for setting in settings for part in ("--set", setting)]
-    command = pipelines_command("run", "--preset", preset, *options, "--run-dir", str(run.folder))
+    which = ["--workflow", workflow] if workflow else []
+    command = pipelines_command("run", *which, "--preset", preset, *options, "--run-dir", str(run.folder))
     state = RunState()
     record: dict[str, Any] = {
         "run": run.id,
@@ -57,7 +77,7 @@ def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
 
     began = time.monotonic()
     console = stderr()
-    heading = f"[bold]stillhouse run[/bold]  [dim]preset[/dim] {escape(preset)}  [dim]run[/dim] {run.id}"
+    heading = f"[bold]stillhouse {verb}[/bold]  [dim]preset[/dim] {escape(preset)}  [dim]run[/dim] {run.id}"
     interruption: Interrupted | None = None
     with view_for(console, state, heading) as view:
         try:
@@ -78,7 +98,7 @@ def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
 
     if interruption:
         console.print(Text.assemble(("■ ", "yellow"), f"Stopped by {interruption}; nothing of this run goes on."))
-        again = ["stillhouse", "run", "--preset", preset, *redacted(options)]
+        again = ["stillhouse", verb, "--preset", preset, *redacted(options)]
         console.print(_CONTINUE, soft_wrap=True)
         console.print(f"    {shlex.join(again)}", markup=False, soft_wrap=True)
     elif exit_code:
@@ -86,7 +106,7 @@ def run_pipeline(preset: str, settings: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         print_json(record)
     elif exit_code == 0:
-        print_summary(stdout(), record)
+        summary(stdout(), record)
     return exit_code
 
 
@@ -99,16 +119,23 @@ def exit_code_of(status: int, state: RunState, interruption: Interrupted | None)
     return 2 if (state.exit_code or status) == 2 else 1
 
 
+def reported(run: Run, state: RunState, *, failed: bool) -> dict[str, Any]:
+    """How the steps went, and where everything that they said is."""
+    steps = [
+        {"id": step.id, "title": step.title, "state": step.state, "seconds": step.seconds}
+        for step in state.steps.values()
+    ]
+    why = {"message": state.message, "problems": [vars(one) for one in state.problems]} if failed else {}
+    return {"steps": steps, "events": str(run.events), "log": str(run.log), **why}
+
+
 def outcome(run: Run, state: RunState, *, failed: bool) -> dict[str, Any]:
     """Everything that the run's steps reported, in the form of `run.json` and `--json`."""
     values = state.values
     register = state.results.get("register", {})
     deploy = state.results.get("deploy", {})
-    came: dict[str, Any] = {
-        "steps": [
-            {"id": step.id, "title": step.title, "state": step.state, "seconds": step.seconds}
-            for step in state.steps.values()
-        ],
+    return {
+        **reported(run, state, failed=failed),
         "evaluation_dir": values.get("evaluation_dir"),
         "evaluation": _evaluation(values.get("evaluation_dir")),
         "model": {
@@ -123,13 +150,7 @@ def outcome(run: Run, state: RunState, *, failed: bool) -> dict[str, Any]:
         "outcome_reason": values.get("outcome_reason"),
         "endpoint": deploy if deploy.get("url") else None,
         "report": values.get("evaluation_dir") and str(Path(values["evaluation_dir"]) / REPORT),
-        "events": str(run.events),
-        "log": str(run.log),
     }
-    if failed:
-        came["message"] = state.message
-        came["problems"] = [vars(problem) for problem in state.problems]
-    return came
 
 
 def _evaluation(folder: str | None) -> dict[str, Any] | None:
@@ -148,6 +169,7 @@ def _evaluation(folder: str | None) -> dict[str, Any] | None:
         "min_retention": evaluation.min_retention,
         "test_rows": evaluation.test_rows,
         "candidates": brief(evaluation.candidates),
+        "unservable": brief(evaluation.unservable),
         "baselines": brief(evaluation.baselines),
         "choice": {key: value for key, value in evaluation.choice.items() if key != "settings"},
     }

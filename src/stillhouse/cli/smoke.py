@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse.cli.options import AsJson
+from stillhouse.cli.options import AsJson, TlsAuthority, TlsCertificate, TlsKey, WithTls, tls_settings
 
 __all__ = ["smoke"]
 
@@ -28,14 +28,10 @@ def smoke(
             "Without it, one text is asked, and only the version is checked.",
         ),
     ] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt, and trust the usual certificate authorities.")] = False,
-    tls_ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Encrypt, and trust the authorities in this PEM file.")
-    ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Own certificate (PEM), where the server asks who calls.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of --tls-cert (PEM).")] = None,
+    tls: WithTls = False,
+    tls_ca: TlsAuthority = None,
+    tls_cert: TlsCertificate = None,
+    tls_key: TlsKey = None,
     timeout: Annotated[
         float, typer.Option(metavar="S", help="Seconds to wait for a server, or a release, that is just coming up.")
     ] = 60.0,
@@ -57,7 +53,6 @@ def smoke(
     from stillhouse.errors import InputError, Problem
 
     require("tritonclient", "client", "`stillhouse smoke`")
-    from stillhouse.client import Tls
     from stillhouse.deploy.config import version_problems
     from stillhouse.deploy.smoke import KnownAnswer, ask_known_answers, read_answers
 
@@ -67,7 +62,7 @@ def smoke(
             problems.append(Problem(name, f"{value:g} will not do.", f"Give 0 to {highest:g}."))
     if problems:
         raise InputError(problems)
-    secured = Tls(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert or tls_key else None
+    secured = tls_settings(tls, tls_ca, tls_cert, tls_key)
     known = read_answers(answers) if answers else [KnownAnswer(_TEXT)]
     report = ask_known_answers(
         url, model, version, known, timeout=_LONGEST, patience=timeout, tls=secured, tolerance=tolerance

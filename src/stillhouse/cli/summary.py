@@ -26,6 +26,7 @@ _OUTCOMES = {
     "deployed": ("Promoted", "green"),
     "kept": ("Kept", "green"),
     "failed": ("Not deployed", "red"),
+    "pretrained": ("Pretrained", "green"),
 }
 """Title and style of what came of a run; see `stillhouse.registry.OUTCOMES`."""
 _WIDE = 100
@@ -91,13 +92,15 @@ def print_evaluation(console: Console, folder: Path, *, gate: bool = True) -> No
         title = column.title[:1].upper() + column.title[1:] if column.key == "quality" else column.title
         title = f"  {title}" if column.key == "model" else title
         table.add_column(title, justify="right" if column.number else "left", no_wrap=True)
-    refused = []
+    notes = []
     for row in table_rows(evaluation, keys):
         if row.note:
             if row.kind == "refused":
-                refused.append(f"{row.cells['model']} {row.cells['precision']} was refused: {row.note}")
+                notes.append(f"{row.cells['model']} {row.cells['precision']} was refused: {row.note}")
+            elif row.kind == "unservable":
+                notes.append(f"{row.cells['model']} cannot be served: {row.note}")
             else:
-                refused.append(f"{row.cells['model']} cannot be compared: {row.note}")
+                notes.append(f"{row.cells['model']} cannot be compared: {row.note}")
         style = "bold green" if row.chosen else "dim" if row.kind != "candidate" else ""
         first, *others = (row.cells[key] for key in keys)
         table.add_row(Text(f"{'▸' if row.chosen else ' '} {first}"), *(Text(cell) for cell in others), style=style)
@@ -105,7 +108,7 @@ def print_evaluation(console: Console, folder: Path, *, gate: bool = True) -> No
     choice = evaluation.choice
     console.print()
     console.print(table)
-    for note in refused:
+    for note in notes:
         console.print(Padding(Text(note, style="yellow"), (0, 0, 0, 2)))
     console.print()
     facts = fact_table()

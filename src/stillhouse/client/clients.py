@@ -211,7 +211,7 @@ class AsyncClient(_Settings):
 
 
 def predict_texts(
-    url: str, model: str, texts: Texts, *, timeout: float = 30.0, request_id: str = ""
+    url: str, model: str, texts: Texts, *, timeout: float = 30.0, request_id: str = "", tls: Tls | None = None
 ) -> list[dict[str, Any]]:
     """Ask any served model that takes `TEXT`, whatever its task, once and without retries.
 
@@ -221,6 +221,7 @@ def predict_texts(
         texts: sent in as many requests as the model's batch size asks for.
         timeout: seconds for each request.
         request_id: what the server sees as each request's id; probes of health bear one that is not logged.
+        tls: to connect encrypted.
 
     Returns:
         For each text a dict of every output by its name, and `model_version`. An output with one element per row is
@@ -229,5 +230,5 @@ def predict_texts(
     Raises:
         InputError, ServingError: as for `Client`.
     """
-    with Client(url, model, timeout=timeout, retries=0) as client:
+    with Client(url, model, timeout=timeout, retries=0, tls=tls) as client:
         return client._predict(texts, typed=False, request_id=request_id)

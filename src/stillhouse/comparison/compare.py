@@ -16,7 +16,7 @@ from stillhouse.comparison.report import write_report
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subjects
 from stillhouse.data.location import public_name
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.bert_like import position_limit
+from stillhouse.models.families import position_limit
 from stillhouse.models.named import PUBLISHED
 from stillhouse.progress import Step
 from stillhouse.tasks import get_task

@@ -27,7 +27,7 @@ from stillhouse.comparison.config import TASK
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subject
 from stillhouse.evaluation.worker import peak_memory_mb
 from stillhouse.models import checkpoints
-from stillhouse.models.bert_like import position_limit
+from stillhouse.models.families import position_limit
 from stillhouse.tasks import get_task
 
 __all__ = ["FIRST_ID", "Worker"]

@@ -10,6 +10,7 @@ Web addresses name single files: folders cannot be listed there.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,7 +59,7 @@ class DataFile:
     filesystem: Any
     """An fsspec file system."""
     format: str
-    """A value of `FORMATS`."""
+    """A value of `FORMATS`, or of the formats that were asked for."""
     compressed: bool
     """Whether it is gzip."""
     size: int
@@ -148,11 +149,11 @@ def check_location(parameter: str, location: str) -> list[Problem]:
     return []
 
 
-def find_files(location: str) -> list[DataFile]:
+def find_files(location: str, formats: Mapping[str, str] = FORMATS) -> list[DataFile]:
     """The files behind a path or URL: one, or those of a folder in the order of their names.
 
     Raises:
-        Unreadable: nothing is there, it cannot be reached, or its format is not one of `FORMATS`.
+        Unreadable: nothing is there, it cannot be reached, or its format is not one of `formats`.
     """
     from fsspec.core import url_to_fs
 
@@ -169,10 +170,10 @@ def find_files(location: str) -> list[DataFile]:
             # Object stores' listings are cached per process; the source may have changed since.
             filesystem.invalidate_cache()
         if web:
-            return [_one_file(public_name(location), path, filesystem, 0)]
+            return [_one_file(public_name(location), path, filesystem, 0, formats)]
         info = filesystem.info(path)
         if info["type"] != "directory":
-            return [_one_file(location, path, filesystem, int(info.get("size") or 0))]
+            return [_one_file(location, path, filesystem, int(info.get("size") or 0), formats)]
         entries = filesystem.ls(path, detail=True)
     except Unreadable:
         raise
@@ -182,7 +183,7 @@ def find_files(location: str) -> list[DataFile]:
         raise Unreadable(f"needs a package that is not installed ({error}).", "Install it with pip.") from None
     except Exception as error:  # each store's client has an exception tree of its own
         raise Unreadable(f"cannot be reached ({describe(error)}).", "Check the address and the credentials.") from None
-    return _folder_files(location, entries, filesystem)
+    return _folder_files(location, entries, filesystem, formats)
 
 
 def describe(error: BaseException) -> str:
@@ -191,38 +192,43 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def _folder_files(location: str, entries: list[dict[str, Any]], filesystem: Any) -> list[DataFile]:
+def _folder_files(
+    location: str, entries: list[dict[str, Any]], filesystem: Any, formats: Mapping[str, str]
+) -> list[DataFile]:
     found = []
     for entry in sorted(entries, key=lambda entry: str(entry["name"])):
         name = PurePosixPath(entry["name"]).name
-        if entry["type"] == "file" and _format_of(name) and not name.startswith((".", "_")):
+        if entry["type"] == "file" and _format_of(name, formats) and not name.startswith((".", "_")):
             shown = f"{location.rstrip('/')}/{name}"
-            found.append(_one_file(shown, entry["name"], filesystem, int(entry.get("size") or 0)))
-    formats = sorted({file.format for file in found})
+            found.append(_one_file(shown, entry["name"], filesystem, int(entry.get("size") or 0), formats))
+    mixed = sorted({file.format for file in found})
     if not found:
-        raise Unreadable(f"the folder holds no file ending in {_suffixes()}.", "Point to the folder with the files.")
-    if len(formats) > 1:
-        raise Unreadable(f"the folder mixes formats: {', '.join(formats)}.", "Keep one format in a folder.")
+        raise Unreadable(
+            f"the folder holds no file ending in {_suffixes(formats)}.", "Point to the folder with the files."
+        )
+    if len(mixed) > 1:
+        raise Unreadable(f"the folder mixes formats: {', '.join(mixed)}.", "Keep one format in a folder.")
     return found
 
 
-def _one_file(name: str, path: str, filesystem: Any, size: int) -> DataFile:
+def _one_file(name: str, path: str, filesystem: Any, size: int, formats: Mapping[str, str]) -> DataFile:
     plain = urlsplit(path).path if scheme_of(path) in ("http", "https") else path
-    kind = _format_of(plain)
+    kind = _format_of(plain, formats)
     if kind is None:
         suffix = "".join(PurePosixPath(plain).suffixes[-2:]) or "no suffix"
-        raise Unreadable(f"its format is not known from its name ({suffix}).", f"Give a file ending in {_suffixes()}.")
+        remedy = f"Give a file ending in {_suffixes(formats)}."
+        raise Unreadable(f"its format is not known from its name ({suffix}).", remedy)
     return DataFile(
         name=name, path=path, filesystem=filesystem, format=kind, compressed=plain.lower().endswith(".gz"), size=size
     )
 
 
-def _format_of(name: str) -> str | None:
+def _format_of(name: str, formats: Mapping[str, str]) -> str | None:
     name = name.lower()
     compressed = name.endswith(".gz")
-    kind = FORMATS.get(PurePosixPath(name.removesuffix(".gz")).suffix)
+    kind = formats.get(PurePosixPath(name.removesuffix(".gz")).suffix)
     return None if compressed and kind == "parquet" else kind
 
 
-def _suffixes() -> str:
-    return ", ".join(FORMATS) + " (or .gz after a text format)"
+def _suffixes(formats: Mapping[str, str]) -> str:
+    return ", ".join(formats) + " (or .gz after a text format)"

@@ -47,9 +47,9 @@ def notify(
     url = os.environ.get(WEBHOOK_VARIABLE, "")
     if not url:
         return False
-    ended = "succeeded" if state.upper() in ("SUCCEEDED", "COMPLETE") else "failed"
     record = _record(tracking_uri, pipeline_run)
     outcome, reason, version = (record.outcome, record.reason, record.version) if record else ("", "", "")
+    ended = _ended(state, outcome)
     verdict = f"{outcome.capitalize()}{f' (version {version})' if version else ''}: {reason}" if outcome else ""
     body = {
         "text": " ".join(filter(None, [f"Stillhouse: the run for {model_name} {ended}.", verdict, error])),
@@ -73,6 +73,14 @@ def notify(
         # Only the kind of failure: an URLError's text can carry the URL.
         _log.warning("the webhook was not reached (%s)", type(failure).__name__)
         return False
+
+
+def _ended(state: str, outcome: str) -> str:
+    """How the run ended, in a word."""
+    if state.upper() == "RUNNING":
+        # Releases of Kubeflow never say that a loop has ended, nor what it stands in (kubeflow/pipelines#13321).
+        return {"": "ended", "failed": "failed"}.get(outcome, "succeeded")
+    return "succeeded" if state.upper() in ("SUCCEEDED", "COMPLETE") else "failed"
 
 
 def _record(tracking_uri: str, pipeline_run: str) -> RunRecord | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stillhouse.artifacts import PackageManifest, sha256_file
+from stillhouse.deploy.smoke import PLAIN_TEXTS
 from stillhouse.errors import ManifestError
 from stillhouse.serving.journal import read_releases
 from stillhouse.serving.repository import set_model_version
@@ -21,7 +22,6 @@ from stillhouse.serving.server import serving_folder
 from stillhouse.serving.verify import verify_release
 
 __all__ = [
-    "PLAIN_TEXTS",
     "PackageSource",
     "clear_out",
     "fetch_release",
@@ -34,7 +34,6 @@ __all__ = [
 _KEPT = 5
 """Releases of a model that stay."""
 _TEXTS = "smoke.json"
-PLAIN_TEXTS = ("ok", "The quick brown fox jumps over the lazy dog.", "")
 
 
 class PackageSource(Protocol):

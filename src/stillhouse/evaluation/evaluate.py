@@ -17,7 +17,7 @@ from stillhouse.errors import InputError
 from stillhouse.evaluation.bootstrap import bootstrap_interval
 from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.evaluation.machine import available_cores, describe_machine
-from stillhouse.evaluation.measure import measure
+from stillhouse.evaluation.measure import answers, measure
 from stillhouse.evaluation.packages import load_champion, load_packages, served_rows
 from stillhouse.evaluation.policy import REFERENCE, choose, retention
 from stillhouse.evaluation.promotion import Champion, Contender, promotion_gate
@@ -77,16 +77,16 @@ def _smoke_rows(
 
 
 def _write_predictions(
-    path: Path, labels: NDArray[np.int64], measured: Mapping[str, Contender], rows: list[int]
+    path: Path, labels: NDArray[np.int64], answered: Mapping[str, NDArray[np.float32]], rows: list[int]
 ) -> None:
     """`predictions.parquet`: test row number, label, and each candidate's predicted label id and its probability."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"row": np.array(rows, dtype=np.int64), "label": labels}
-    for key, contender in measured.items():
-        columns[key] = contender.probabilities.argmax(axis=1)
-        columns[f"{key} probability"] = contender.probabilities.max(axis=1)
+    for key, probabilities in answered.items():
+        columns[key] = probabilities.argmax(axis=1)
+        columns[f"{key} probability"] = probabilities.max(axis=1)
     pq.write_table(pa.table(columns), path)
 
 
@@ -107,7 +107,8 @@ def evaluate(
     Args:
         config: how to compare and choose.
         dataset_dir: a `dataset` artifact; figures come from its test split.
-        packages: `packages` artifacts, the teacher's among them.
+        packages: `packages` artifacts, the teacher's among them. One of a model that cannot be packaged is evaluated in
+            PyTorch, for its quality alone, and is not chosen from.
         champion_dir: a `packages` artifact with the champion's package, which is measured as one more candidate but
             not chosen from; with none in it, or None, there is no champion.
         output_dir: where to write; made if it is not there.
@@ -124,7 +125,8 @@ def evaluate(
     task = get_task(dataset.task)
     if problems := config.problems(task):
         raise InputError(problems)
-    found, refused, digests = load_packages([Path(folder) for folder in packages], dataset)
+    given = load_packages([Path(folder) for folder in packages], dataset)
+    found, digests = given.packages, given.digests
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
 
@@ -192,7 +194,20 @@ def evaluate(
         {"name": name, **figures(probabilities)}
         for name, probabilities in task.baselines(train, test, len(dataset.label_names), config.seed).items()
     ]
-    _compare(candidates, baselines, metric)
+    in_pytorch = answers(
+        {checkpoint.key: checkpoint.folder for checkpoint in given.unservable}, test["text"], threads=threads, step=step
+    )
+    unservable = [
+        {
+            "name": checkpoint.name,
+            "family": checkpoint.manifest.family,
+            "parameters": checkpoint.manifest.parameters,
+            "reason": checkpoint.reason,
+            **figures(in_pytorch[checkpoint.key]),
+        }
+        for checkpoint in given.unservable
+    ]
+    _compare(candidates, [*baselines, *unservable], metric)
     new = [entry for entry in candidates if entry["name"] != CHAMPION]
     choice = choose(new, baselines, config.policy, config.min_retention, metric)
     winner = contenders[f"{choice.name} {choice.precision}"]
@@ -211,7 +226,7 @@ def evaluate(
     )
     decided = {
         "promotion": asdict(promotion),
-        "refused": refused,
+        "refused": given.refused,
         "incomparable": [{"name": CHAMPION, "version": config.champion_version, "reason": incomparable}]
         if incomparable
         else [],
@@ -230,10 +245,12 @@ def evaluate(
         candidates=candidates,
         choice=asdict(choice) | decided,
         machine=describe_machine(threads) | {"baseline_train_rows": len(train["text"])},
+        unservable=unservable,
     )
     smoke = _smoke_rows(test["text"], winner.probabilities, dataset.label_names, config.seed)
     (output / "smoke.json").write_text(json.dumps(smoke, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_predictions(output / "predictions.parquet", labels, contenders, rows)
+    answered = {key: contender.probabilities for key, contender in contenders.items()} | in_pytorch
+    _write_predictions(output / "predictions.parquet", labels, answered, rows)
     write_report(manifest, dataset, output, title=found[0].manifest.served_name)
     manifest.save(output)
     return EvaluationManifest.load(output)
@@ -250,10 +267,10 @@ def _baseline_rows(dataset_dir: str | os.PathLike[str], count: int, seed: int) -
     return columns
 
 
-def _compare(candidates: list[dict[str, Any]], baselines: list[dict[str, Any]], metric: str) -> None:
+def _compare(candidates: list[dict[str, Any]], others: list[dict[str, Any]], metric: str) -> None:
     """Add what takes two entries: `retention` to all, `speedup_vs_teacher` (None without a teacher) to candidates."""
     teacher = next(c for c in candidates if (c["name"], c["precision"]) == REFERENCE)
-    for entry in (*candidates, *baselines):
+    for entry in (*candidates, *others):
         entry["retention"] = retention(entry["metrics"][metric], teacher["metrics"][metric])
     p50 = {c["precision"]: c["latency_ms"]["p50"] for c in candidates if c["name"] == REFERENCE[0]}
     for entry in candidates:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stillhouse.errors import ServingError
 from stillhouse.progress import Step
 
-__all__ = ["BATCH", "ROUNDS", "Measurement", "measure", "probe"]
+__all__ = ["BATCH", "ROUNDS", "Measurement", "answers", "measure", "probe"]
 
 BATCH = 32
 """Rows per call when throughput is measured and when the test split is predicted."""
@@ -168,6 +168,60 @@ def _batches(texts: Sequence[str], size: int) -> list[list[str]]:
     return [list(texts[start : start + size]) for start in range(0, len(texts), size)]
 
 
+def _answers(
+    processes: Sequence[_Process], texts: Sequence[str], folder: Path, tell: Callable[[int, str], None]
+) -> dict[str, NDArray[np.float32]]:
+    """Probabilities [n, c] of the n texts by each process's key; `tell` is given the rows done so far, and a note."""
+    count = len(texts)
+    # By length, so that a batch is padded little: closest to the single texts that the endpoint is asked for.
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    listing = folder / "texts.jsonl"
+    with listing.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(texts[row]) + "\n" for row in order)
+    found: dict[str, NDArray[np.float32]] = {}
+    for index, process in enumerate(processes):
+        output = folder / str(index) / "probabilities.npy"
+        asked = {"texts": str(listing), "rows": count, "batch": BATCH, "output": str(output)}
+        for reply in process.follow("predict", **asked):
+            tell(index * count + reply.get("done", count), f"predicting with {process.key}")
+        sorted_rows = np.load(output)
+        found[process.key] = np.empty_like(sorted_rows)
+        found[process.key][order] = sorted_rows
+    return found
+
+
+def answers(
+    models: Mapping[str, Path], texts: Sequence[str], *, threads: int, step: Step
+) -> dict[str, NDArray[np.float32]]:
+    """Probabilities [n, c] of packages or checkpoints for the n texts, by key; each in a process of its own, in turn.
+
+    Args:
+        models: folder of a package or a model artifact by a name for messages.
+        texts: what to answer.
+        threads: threads that one call may use.
+        step: told how far the work is.
+
+    Raises:
+        ServingError: one could not be loaded or failed on a text.
+    """
+    total = len(models) * len(texts)
+    found: dict[str, NDArray[np.float32]] = {}
+    for key, path in models.items():
+        before = len(found) * len(texts)
+        with (
+            tempfile.TemporaryDirectory(prefix="stillhouse-evaluate-") as folder,
+            _processes({key: path}, threads, Path(folder)) as processes,
+        ):
+            processes[0].ask("load")
+            found |= _answers(
+                processes,
+                texts,
+                Path(folder),
+                lambda done, note, before=before: step.progress(before + done, total, note),  # type: ignore[misc]
+            )
+    return found
+
+
 def measure(
     packages: Mapping[str, Path],
     texts: Sequence[str],
@@ -193,7 +247,6 @@ def measure(
         ServingError: a package could not be loaded or failed on a text.
     """
     count = len(texts)
-    order = np.argsort([len(text) for text in texts], kind="stable")
     draw = np.random.default_rng(seed).permutation(count)
     single = [[texts[row]] for row in np.resize(draw, latency_samples)]
     turns = [single[start : start + _TURN] for start in range(0, latency_samples, _TURN)]
@@ -201,7 +254,6 @@ def measure(
     bulk = _batches([texts[row] for row in np.resize(draw[::-1], max(1, throughput_rows // ROUNDS))], BATCH)
     bulk_rows = sum(len(batch) for batch in bulk)
     total = len(packages) * (count + ROUNDS * (latency_samples + bulk_rows))
-    done = 0
 
     with (
         tempfile.TemporaryDirectory(prefix="stillhouse-evaluate-") as name,
@@ -209,20 +261,8 @@ def measure(
     ):
         folder = Path(name)
         loaded = {process.key: process.ask("load") for process in processes}
-        # By length, so that a batch is padded little: closest to the single texts that the endpoint is asked for.
-        listing = folder / "texts.jsonl"
-        with listing.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(texts[row]) + "\n" for row in order)
-        probabilities: dict[str, NDArray[np.float32]] = {}
-        for index, process in enumerate(processes):
-            output = folder / str(index) / "probabilities.npy"
-            asked = {"texts": str(listing), "rows": count, "batch": BATCH, "output": str(output)}
-            for reply in process.follow("predict", **asked):
-                step.progress(done + reply.get("done", count), total, f"predicting with {process.key}")
-            done += count
-            sorted_rows = np.load(output)
-            probabilities[process.key] = np.empty_like(sorted_rows)
-            probabilities[process.key][order] = sorted_rows
+        probabilities = _answers(processes, texts, folder, lambda done, note: step.progress(done, total, note))
+        done = len(packages) * count
 
         latencies: dict[str, list[list[float]]] = {key: [[] for _ in range(ROUNDS)] for key in packages}
         rates: dict[str, list[float]] = {key: [] for key in packages}

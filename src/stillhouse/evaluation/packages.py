@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.artifacts import DatasetManifest, PackageManifest, PackagesManifest, sha256_file
+from stillhouse.artifacts import DatasetManifest, ModelManifest, PackageManifest, PackagesManifest, sha256_file
 from stillhouse.errors import InputError, ManifestError, Problem, ServingError
 from stillhouse.evaluation.measure import probe
 from stillhouse.evaluation.policy import REFERENCE
 from stillhouse.evaluation.table import CHAMPION
 
-__all__ = ["LoadedPackage", "load_champion", "load_packages", "served_rows"]
+__all__ = ["Candidates", "LoadedCheckpoint", "LoadedPackage", "load_champion", "load_packages", "served_rows"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LoadedPackage:
     """One package, and the role that it is measured in."""
 
     role: str
-    """`teacher`, `student`, `albert` or `champion`."""
+    """`teacher`, `student`, `albert`, `champion`, or the name of an extra candidate."""
     folder: Path
     manifest: PackageManifest
     digest: str
@@ -40,15 +40,44 @@ class LoadedPackage:
         return probabilities if own == list(label_names) else probabilities[:, [own.index(n) for n in label_names]]
 
 
-def load_packages(
-    folders: Sequence[Path], dataset: DatasetManifest
-) -> tuple[list[LoadedPackage], list[dict[str, str]], dict[str, str]]:
-    """All packages in order, what was refused before, and the digest of each `packages` artifact by role.
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A candidate that no package could be made of."""
+
+    name: str
+    reason: str
+    """Why, in a sentence."""
+    folder: Path
+    manifest: ModelManifest
+
+    @property
+    def key(self) -> str:
+        """Name for messages and columns, such as `xlnet pytorch`."""
+        return f"{self.name} pytorch"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is measured side by side."""
+
+    packages: list[LoadedPackage]
+    """In the order given."""
+    unservable: list[LoadedCheckpoint]
+    """What could not be packaged, and is measured in PyTorch for its quality alone."""
+    refused: list[dict[str, str]]
+    """Precisions that were refused before: `name`, `precision` and `reason`."""
+    digests: dict[str, str]
+    """Of each `packages` artifact, by role."""
+
+
+def load_packages(folders: Sequence[Path], dataset: DatasetManifest) -> Candidates:
+    """Read and check `packages` artifacts.
 
     Raises:
         InputError: with every package that is altered, doubled, or made for other labels than the dataset's.
     """
     found: list[LoadedPackage] = []
+    unservable: list[LoadedCheckpoint] = []
     refused: list[dict[str, str]] = []
     digests: dict[str, str] = {}
     problems: list[Problem] = []
@@ -62,15 +91,20 @@ def load_packages(
                 for precision, reason in manifest.refused.items()
             ]
             found += [_load(manifest.name, folder / precision) for precision in manifest.precisions]
+            if manifest.unservable:
+                checkpoint = folder / PackagesManifest.checkpoint_folder
+                model = ModelManifest.load(checkpoint)
+                unservable.append(LoadedCheckpoint(manifest.name, manifest.unservable, checkpoint, model))
         except ManifestError as error:
             problems += error.problems
     seen: set[str] = set()
-    for package in found:
-        if package.key in seen:
-            problems.append(Problem("packages", f"{package.key} is given twice.", "Give each candidate once."))
-        seen.add(package.key)
-        if (package.manifest.task, package.manifest.label_names) != (dataset.task, dataset.label_names):
-            what = f"{package.key} answers other labels, or another task, than the dataset holds."
+    candidates: list[LoadedPackage | LoadedCheckpoint] = [*found, *unservable]
+    for candidate in candidates:
+        if candidate.key in seen:
+            problems.append(Problem("packages", f"{candidate.key} is given twice.", "Give each candidate once."))
+        seen.add(candidate.key)
+        if (candidate.manifest.task, candidate.manifest.label_names) != (dataset.task, dataset.label_names):
+            what = f"{candidate.key} answers other labels, or another task, than the dataset holds."
             problems.append(Problem("packages", what, "Evaluate packages on the dataset they were trained for."))
     if not problems and not any((p.role, p.manifest.precision) == REFERENCE for p in found):
         what = "the FP32 teacher, which retention is measured against, is not among the candidates."
@@ -79,7 +113,7 @@ def load_packages(
         problems.append(Problem("packages", what, remedy))
     if problems:
         raise InputError(problems)
-    return found, refused, digests
+    return Candidates(found, unservable, refused, digests)
 
 
 def load_champion(

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["calibration_plot", "quality_plots"]
 
-_COLOURS = ("#3b4cc0", "#c2571a", "#1b7f5c", "#8a3ffc", "#b1284c", "#5b6470")
+_COLOURS = (
+    "#3b4cc0",
+    "#c2571a",
+    "#1b7f5c",
+    "#8a3ffc",
+    "#b1284c",
+    "#5b6470",
+    "#0e8a9b",
+    "#a07d00",
+    "#d04fb0",
+    "#6b4226",
+)
 _MARKERS = {"fp32": "o", "int8": "D", "int8-static": "^"}
 _INK, _FAINT, _GRID = "#1d232b", "#68727d", "#e4e7eb"
 _STYLE: Any = {
@@ -83,6 +94,10 @@ def _quality_plot(manifest: EvaluationManifest, x_of: Callable[[Mapping[str, Any
             axes.axhline(
                 value, color=_FAINT, linewidth=1.4, linestyle=":", zorder=1, label=f"baseline {baseline['name']}"
             )
+        for entry in manifest.unservable:
+            # Measured for its quality alone, so that it has no place on the other axis.
+            label = f"{entry['name']}, in PyTorch"
+            axes.axhline(entry["metrics"][metric], color=_FAINT, linewidth=1, linestyle="-.", zorder=1, label=label)
         values = [x_of(entry) for entry in manifest.candidates]
         if max(values) > 6 * min(values):
             axes.set_xscale("log")
@@ -93,7 +108,9 @@ def _quality_plot(manifest: EvaluationManifest, x_of: Callable[[Mapping[str, Any
         axes.set_ylabel(metric_title(metric))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, frameon=False, fontsize=9)
 
-    return _draw(paint, (5.6, 4.4))
+    # The legend takes from the plot's height what its lines beyond the usual three need.
+    lines = -(-(len(manifest.candidates) + len(manifest.unservable) + 2) // 3)
+    return _draw(paint, (5.6, 4.4 + 0.18 * max(0, lines - 3)))
 
 
 def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:

@@ -139,6 +139,7 @@ def render_report(manifest: EvaluationManifest, dataset: DatasetManifest, *, tit
         columns=columns(manifest),
         candidates=[row for row in rows if row.kind == "candidate"],
         baselines=[row for row in rows if row.kind == "baseline"],
+        unservable=[row for row in rows if row.kind == "unservable"],
         refused=[row for row in rows if row.kind in ("refused", "incomparable")],
         promotion=_promotion(manifest),
         plots={name: _data_uri(svg) for name, svg in plots.items()},

@@ -48,12 +48,12 @@ class Column:
 class Row:
     """One line of the comparison."""
 
-    kind: Literal["candidate", "baseline", "refused", "incomparable"]
+    kind: Literal["candidate", "unservable", "baseline", "refused", "incomparable"]
     chosen: bool
     cells: dict[str, str]
     """Text by column key; every column is there."""
     note: str = ""
-    """Why it was refused, or cannot be compared; empty for the others."""
+    """Why it cannot be served, was refused, or cannot be compared; empty for the others."""
 
 
 def candidate_title(entry: Mapping[str, Any]) -> str:
@@ -130,12 +130,13 @@ def _cells(entry: Mapping[str, Any], metric: str) -> dict[str, str]:
     cells = {name: f"{value:.4f}" for name, value in entry["metrics"].items() if name != metric}
     cells["model"] = candidate_title(entry)
     cells |= {"quality": _quality(entry, metric), "retention": _share(entry["retention"])}
+    if "parameters" in entry:
+        cells["parameters"] = format_count(entry["parameters"])
     if "latency_ms" in entry:
         cells |= {name: _milliseconds(value) for name, value in entry["latency_ms"].items()}
         speedup = entry["speedup_vs_teacher"]
         cells |= {
             "precision": entry["precision"],
-            "parameters": format_count(entry["parameters"]),
             "bytes": format_bytes(entry["bytes"]),
             "speedup": f"{speedup:.2f}×" if speedup is not None else _NONE,
             "throughput": f"{entry['throughput']:,.0f}",
@@ -146,7 +147,8 @@ def _cells(entry: Mapping[str, Any], metric: str) -> dict[str, str]:
 
 
 def table_rows(manifest: EvaluationManifest, keys: Sequence[str] | None = None) -> list[Row]:
-    """Candidates in the order measured, then what was refused or cannot be compared, then the best baselines first.
+    """Candidates in the order measured, then those that cannot be served, then what was refused or cannot be compared,
+    then the best baselines first.
 
     Args:
         manifest: the evaluation.
@@ -160,6 +162,10 @@ def table_rows(manifest: EvaluationManifest, keys: Sequence[str] | None = None) 
 
     rows = [
         Row("candidate", entry is winner, complete(_cells(entry, manifest.metric))) for entry in manifest.candidates
+    ]
+    rows += [
+        Row("unservable", False, complete(_cells(entry, manifest.metric) | {"precision": "PyTorch"}), entry["reason"])
+        for entry in manifest.unservable
     ]
     rows += [
         Row("refused", False, complete({"model": entry["name"], "precision": entry["precision"]}), entry["reason"])

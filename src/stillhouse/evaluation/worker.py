@@ -1,5 +1,7 @@
 """One candidate in a process of its own: `python -m stillhouse.evaluation.worker PACKAGE --threads N`.
 
+PACKAGE is a package, or a model artifact of which none can be made; that one runs in PyTorch, and is only to predict.
+
 The parent writes one JSON request a line to standard input and reads JSON replies from standard output:
 
     {"do": "load"}                                                        -> {"ok": {"import_mb", "seconds"}}
@@ -24,6 +26,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from stillhouse.artifacts import ModelManifest
+
 __all__ = ["Worker", "peak_memory_mb"]
 
 _STATUS = Path("/proc/self/status")
@@ -46,7 +50,7 @@ def peak_memory_mb() -> float:
 
 
 class Worker:
-    """Answers requests about one package."""
+    """Answers requests about one package, or one checkpoint."""
 
     def __init__(self, package: Path, threads: int) -> None:
         self.package = package
@@ -54,7 +58,9 @@ class Worker:
         self.runtime: Any = None
 
     def load(self) -> dict[str, float]:
-        """Import the serving libraries, note what they alone take, then load the package."""
+        """Import the libraries that serve it, note what they alone take, then load it."""
+        if (self.package / ModelManifest.filename()).is_file():
+            return self._load_checkpoint()
         import onnxruntime  # noqa: F401
         import tokenizers  # noqa: F401
 
@@ -63,6 +69,17 @@ class Worker:
         import_mb = peak_memory_mb()
         begin = time.perf_counter()
         self.runtime = PackageRuntime(self.package, threads=self.threads)
+        return {"import_mb": import_mb, "seconds": time.perf_counter() - begin}
+
+    def _load_checkpoint(self) -> dict[str, float]:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+
+        from stillhouse.evaluation.pytorch import CheckpointRuntime
+
+        import_mb = peak_memory_mb()
+        begin = time.perf_counter()
+        self.runtime = CheckpointRuntime(self.package, threads=self.threads)
         return {"import_mb": import_mb, "seconds": time.perf_counter() - begin}
 
     def predict(self, texts: str, rows: int, batch: int, output: str, say: Callable[[dict[str, Any]], None]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.families import position_limit
 from stillhouse.tasks import Task
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _strip(proto: ModelProto) -> None:
 
 
 def _max_sequence(model: PreTrainedModel) -> int:
-    return int(getattr(model.config, "max_position_embeddings", None) or 512)
+    return position_limit(model.config) or 1 << 16
 
 
 def fold_transposed_weights(proto: ModelProto) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stillhouse.artifacts import DatasetManifest, ModelManifest, PackageManifest, PackagesManifest
 from stillhouse.data.dataset import read_split
-from stillhouse.errors import InputError, ParityError
+from stillhouse.errors import InputError, ManifestError, ParityError
 from stillhouse.export.config import PRECISIONS, PackageConfig
 from stillhouse.models import checkpoints
 from stillhouse.progress import Step
@@ -31,22 +31,68 @@ _log = logging.getLogger(__name__)
 
 
 def package_model(
-    config: PackageConfig, *, model_dir: Path, dataset_dir: Path, output_dir: Path, step: Step | None = None
+    config: PackageConfig,
+    *,
+    model_dir: Path,
+    dataset_dir: Path,
+    output_dir: Path,
+    required: bool = True,
+    step: Step | None = None,
 ) -> PackagesManifest:
     """Export the model artifact in each precision and write `output_dir/<precision>/`, a package each.
 
     A precision whose outputs stray from PyTorch's by more than its tolerance is refused: it is not written, and the
-    manifest says why.
+    manifest says why. A model that is not `required` and of which no package can be made, is refused as a whole: the
+    manifest says why, and the model itself is kept beside it, to be evaluated in PyTorch.
 
     Raises:
-        InputError: the settings will not do, or the model's family cannot be exported.
-        ParityError: FP32 itself is outside its tolerance, so the export is wrong.
+        InputError: the settings will not do, or the family of a required model cannot be exported.
+        ParityError: FP32 of a required model is outside its tolerance, so the export is wrong.
     """
+    if problems := config.problems():
+        raise InputError(problems)
+    try:
+        return _write_packages(config, model_dir=model_dir, dataset_dir=dataset_dir, output_dir=output_dir, step=step)
+    except (ManifestError, OSError, MemoryError):
+        raise  # of the machine or of an artifact, not of the model
+    except Exception as error:
+        if required:
+            raise
+        _log.warning("no package can be made of the model in %s", model_dir, exc_info=error)
+        shutil.rmtree(output_dir, ignore_errors=True)
+        return _keep_unservable(model_dir, dataset_dir, output_dir, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no package, in a sentence."""
+    if isinstance(error, InputError):
+        return " ".join(problem.what for problem in error.problems)
+    first = next(iter(str(error).strip().splitlines()), "")
+    what = first if isinstance(error, ParityError) else f"the export failed ({type(error).__name__}: {first[:200]})"
+    return f"{what.rstrip('.')}."
+
+
+def _keep_unservable(model_dir: Path, dataset_dir: Path, output_dir: Path, reason: str) -> PackagesManifest:
+    """Write a `packages` artifact without a package, which says why, and holds the model for its evaluation."""
+    shutil.copytree(model_dir, output_dir / PackagesManifest.checkpoint_folder)
+    manifest = PackagesManifest(
+        producer="package",
+        inputs={"model": ModelManifest.digest(model_dir), "dataset": DatasetManifest.digest(dataset_dir)},
+        name=ModelManifest.load(model_dir).name,
+        precisions=[],
+        refused={},
+        unservable=reason,
+    )
+    manifest.save(output_dir)
+    return manifest
+
+
+def _write_packages(
+    config: PackageConfig, *, model_dir: Path, dataset_dir: Path, output_dir: Path, step: Step | None
+) -> PackagesManifest:
     from stillhouse.export.onnx import convert_fp16, export_onnx, quantise_int8
     from stillhouse.export.static_int8 import calibration_batches, evenly_spaced, quantise_int8_static
 
-    if problems := config.problems():
-        raise InputError(problems)
     model_manifest = ModelManifest.load(model_dir)
     inputs = {"model": ModelManifest.digest(model_dir), "dataset": DatasetManifest.digest(dataset_dir)}
     task = get_task(model_manifest.task)
@@ -87,6 +133,7 @@ def package_model(
                 label_names=model_manifest.label_names,
                 max_length=model_manifest.max_length,
                 options=config.options,
+                pad_id=checkpoints.load_tokenizer(reference, "model").pad_token_id,
             )
             manifest = PackageManifest(
                 producer="package",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ from stillhouse.deploy.kubernetes.rendering import rendered_problems
 from stillhouse.errors import InputError, Problem, RegistryError
 from stillhouse.evaluation.config import EvaluateConfig
 from stillhouse.export.config import PackageConfig
+from stillhouse.models.candidates import PARAMETER as EXTRA
+from stillhouse.models.candidates import parse_candidates
 from stillhouse.models.checkpoints import check_reference
 from stillhouse.models.students import student_problems
 from stillhouse.progress import Step
@@ -22,12 +24,19 @@ from stillhouse.redaction import holds_credentials
 from stillhouse.registry import LOCK_SUFFIX, MlflowRegistry, RegisterConfig, RegisteredChampion
 from stillhouse.serving.repository import ServingOptions
 from stillhouse.tasks import TASKS, get_task
-from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig, PruneSettings
+from stillhouse.training.config import (
+    DistillationSettings,
+    DistillConfig,
+    FinetuneConfig,
+    PruneSettings,
+    TrainConfig,
+)
 from stillhouse.training.scale import ScaleConfig
 from stillhouse.versions import step_versions
 
 __all__ = [
     "Inspection",
+    "credential_problems",
     "data_config",
     "inspect_run",
     "parameter_problems",
@@ -64,6 +73,8 @@ class Inspection:
     """sha256 of its package's manifest; empty where there is nothing to compare with."""
     unchanged: str
     """Why the run may end here, in a sentence; empty where it goes on."""
+    candidates: list[str]
+    """The extra candidates, each as `NAME=CHECKPOINT`."""
 
     @property
     def proceed(self) -> str:
@@ -100,7 +111,7 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
         parameters: the pipeline's.
         checkpoints: also look the checkpoints up, which takes a model hub.
     """
-    found = _credential_problems(parameters)
+    found = credential_problems(parameters, _HARMLESS)
     # No message repeats what holds a password.
     hidden = {problem.where for problem in found}
     p = {**parameters, **{name: value for name, value in _HARMLESS.items() if name in hidden}}
@@ -148,8 +159,13 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
             ),
             **common,
         ).problems,
-        *(partial(check_reference, p[role], role) for role in ("teacher", "albert", "student") if checkpoints),
+        *(
+            partial(check_reference, p[role], role, max_length=p["max_length"])
+            for role in ("teacher", "albert", "student")
+            if checkpoints
+        ),
         lambda: _student_problems(p) if checkpoints else [],
+        *_extra_checks(p, common, checkpoints=checkpoints),
         PackageConfig(
             served_name=p["model_name"],
             precisions=p["precisions"],
@@ -180,6 +196,28 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
     return list(dict.fromkeys(found))
 
 
+def _extra_checks(
+    parameters: Mapping[str, Any], common: Mapping[str, Any], *, checkpoints: bool
+) -> list[Callable[[], list[Problem]]]:
+    """What is to be asked of the extra candidates; of the settings of their training also where there are none."""
+    candidates, problems = parse_candidates(parameters[EXTRA])
+    training = dict(epochs=parameters["extra_epochs"], learning_rate=parameters["extra_learning_rate"], **common)
+    checks: list[Callable[[], list[Problem]]] = [lambda: problems, TrainConfig(name=EXTRA, **training).problems]
+    for candidate in candidates:
+        checks.append(FinetuneConfig(name=candidate.name, checkpoint=candidate.checkpoint, **training).problems)
+        if checkpoints:
+            checks.append(
+                partial(
+                    check_reference,
+                    candidate.checkpoint,
+                    EXTRA,
+                    max_length=parameters["max_length"],
+                    auto_class=TASKS[parameters["task"]].auto_class if parameters["task"] in TASKS else "",
+                )
+            )
+    return checks
+
+
 _DEPLOY = ("model_name", "tracking_uri", "deploy_target", "deploy_conflict", "grpc_port", "http_port", "metrics_port",
            "serving_namespace", "serving_values", "canary_weight", "canary_minutes", "prometheus_url",
            "rollout_timeout_minutes")  # fmt: skip
@@ -188,15 +226,15 @@ _HARMLESS = {"data": "demo://reviews", "validation_data": "", "test_data": "", "
 """Locations that a parameter may hold, and what stands in for them."""
 
 
-def _credential_problems(parameters: Mapping[str, Any]) -> list[Problem]:
-    """Locations that hold a password: parameters are logged, and shown to everyone."""
+def credential_problems(parameters: Mapping[str, Any], names: Iterable[str]) -> list[Problem]:
+    """Those of the named parameters that hold a password: parameters are logged, and shown to everyone."""
     remedy = (
         "Leave it out: credentials come from the environment, such as AWS_ACCESS_KEY_ID; on a cluster from a secret "
         "(docs/operations.md)."
     )
     return [
         Problem(name, "holds a user's name or password, and parameters are shown to everyone.", remedy)
-        for name in _HARMLESS
+        for name in names
         if holds_credentials(str(parameters.get(name) or ""))
     ]
 
@@ -236,7 +274,7 @@ def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> I
     found = parameter_problems(parameters) + scale_config(parameters).machine_problems()
     found += _chart_problems(parameters, found)
     fingerprint = ""
-    if not _credential_problems(parameters):
+    if not credential_problems(parameters, _HARMLESS):
         try:
             report = inspect_source(data_config(parameters), step=step)
             found.extend(report.problems)
@@ -264,6 +302,7 @@ def inspect_run(parameters: Mapping[str, Any], *, step: Step | None = None) -> I
         champion_version=rival.version if rival else "",
         champion_digest=rival.digest if rival else "",
         unchanged=_unchanged(champion, fingerprint) if parameters["skip_unchanged"] else "",
+        candidates=[str(candidate) for candidate in parse_candidates(parameters[EXTRA])[0]],
     )
 
 

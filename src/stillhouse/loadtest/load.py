@@ -15,6 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import chain, cycle, islice
 from typing import Any
 
@@ -22,6 +23,7 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from stillhouse.client import Tls
 from stillhouse.errors import InputError, Problem, ServingError
 from stillhouse.loadtest.result import LoadResult
 
@@ -54,6 +56,7 @@ def run_load(
     batch_size: int = 1,
     warmup: float = 1.0,
     timeout: float = 30.0,
+    tls: Tls | None = None,
     watch: Watch | None = None,
 ) -> LoadResult:
     """Closed loop: `concurrency` callers, each of which asks again once it is answered.
@@ -69,6 +72,7 @@ def run_load(
         batch_size: texts in each request.
         warmup: seconds of the same load before, which are not measured.
         timeout: deadline of each request, in seconds.
+        tls: to connect encrypted.
         watch: told how far it is.
 
     Raises:
@@ -81,7 +85,7 @@ def run_load(
     )
 
     async def load() -> LoadResult:
-        async with _connect(url, model, requests[0], timeout) as infer:
+        async with _connect(url, model, requests[0], timeout, tls) as infer:
             tally = _Tally(infer, timeout, start=time.perf_counter() + warmup, seconds=seconds)
             supply = cycle(requests)
 
@@ -105,6 +109,7 @@ def run_open_load(
     seconds: float,
     batch_size: int = 1,
     timeout: float = 30.0,
+    tls: Tls | None = None,
     watch: Watch | None = None,
 ) -> LoadResult:
     """Open loop: requests at a constant rate, however long the answers take.
@@ -121,6 +126,7 @@ def run_open_load(
         seconds: measured time, from the first request due to the end of the last one's interval.
         batch_size: texts in each request.
         timeout: deadline of each request from when it is sent, in seconds.
+        tls: to connect encrypted.
         watch: told how far it is.
 
     Raises:
@@ -131,7 +137,7 @@ def run_open_load(
     requests = prepare_requests(model, texts, batch_size, problems)
 
     async def load() -> LoadResult:
-        async with _connect(url, model, requests[0], timeout) as infer:
+        async with _connect(url, model, requests[0], timeout, tls) as infer:
             tally = _Tally(infer, timeout, start=time.perf_counter(), seconds=seconds)
 
             async def arrivals() -> None:
@@ -244,7 +250,7 @@ class _Tally:
 
 
 @asynccontextmanager
-async def _connect(url: str, model: str, request: bytes, timeout: float) -> AsyncIterator[Any]:
+async def _connect(url: str, model: str, request: bytes, timeout: float, tls: Tls | None) -> AsyncIterator[Any]:
     """The call that takes serialised requests, connected, after one of them was let through or rejected for load.
 
     Raises:
@@ -254,7 +260,10 @@ async def _connect(url: str, model: str, request: bytes, timeout: float) -> Asyn
     options = list(_OPTIONS)
     if url.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]"):
         options.append(("grpc.enable_http_proxy", 0))  # http_proxy is not meant for this machine itself
-    async with grpc.aio.insecure_channel(url, options=options) as channel:
+    connect = (
+        grpc.aio.insecure_channel if tls is None else partial(grpc.aio.secure_channel, credentials=tls.credentials())
+    )
+    async with connect(url, options=options) as channel:
         ready = asyncio.ensure_future(channel.channel_ready())
         await asyncio.wait([ready], timeout=_CONNECT_SECONDS)
         if not ready.done():

@@ -1,4 +1,4 @@
-"""Families that are built as BERT is, so that students can be made of their parts, and how each counts positions."""
+"""Families that are built as BERT is, so that students can be made of their parts."""
 
 from __future__ import annotations
 
@@ -10,31 +10,10 @@ from stillhouse.models.shape import own_shape
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["BERT_LIKE", "first_position", "hidden_layers", "position_limit", "require_bert_like"]
+__all__ = ["BERT_LIKE", "hidden_layers", "require_bert_like"]
 
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert")
 """Families whose embeddings and blocks are BERT's, so that a student can be made of their parts (MiniLM is a BERT)."""
-_AFTER_PADDING = (
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "longformer",
-    "mpnet",
-    "roberta-prelayernorm",
-    "xlm-roberta-xl",
-)
-"""Families that number positions from one more than the id of the padding token, as RoBERTa does."""
-
-
-def first_position(config: PretrainedConfig) -> int:
-    """The row of the position embeddings that the first token of a text takes."""
-    return int(config.pad_token_id) + 1 if config.model_type in _AFTER_PADDING else 0
-
-
-def position_limit(config: PretrainedConfig) -> int | None:
-    """Tokens of the longest text that the model has positions for; None where there is no such limit."""
-    rows = int(getattr(config, "max_position_embeddings", None) or 0)
-    return rows - first_position(config) if rows > 0 else None  # XLNet says -1
 
 
 def hidden_layers(config: PretrainedConfig) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.errors import InputError, Problem
 from stillhouse.models.albert import sharing_fields
 from stillhouse.models.bert_like import BERT_LIKE
+from stillhouse.models.families import adapt, classifies, position_limit
 from stillhouse.models.references import Reference, parse_reference
 from stillhouse.models.shape import FIELD, apply_shape, shape_problems
 
@@ -33,12 +34,23 @@ _log = logging.getLogger(__name__)
 
 ROLE_FAMILIES = {"teacher": BERT_LIKE, "albert": ("albert",), "student": ("distilbert", "albert", *BERT_LIKE)}
 """Families that a role in the pipeline accepts; a role that is not listed accepts any."""
-_MADE_FROM_TEACHER = {"albert": ("", "albert"), "student": ("", "distilbert", "albert")}
+_MADE_FROM_TEACHER = {
+    "albert": ("", "albert"),
+    "student": ("", "distilbert", "albert"),
+    "model": ("", "distilbert"),  # what is pretrained
+}
 """Families that a role can be made in from the teacher."""
 
 
-def check_reference(text: str, role: str) -> list[Problem]:
-    """What is wrong with `text` as the checkpoint of `role` (also the parameter's name); fetches at most the config."""
+def check_reference(text: str, role: str, *, max_length: int = 0, auto_class: str = "") -> list[Problem]:
+    """What is wrong with `text` as the checkpoint of `role`; fetches at most the config.
+
+    Args:
+        text: the checkpoint's name.
+        role: the parameter's name, which may decide about the family.
+        max_length: tokens that the model is to take; 0 asks for no number.
+        auto_class: of the head that it is to have; empty asks for none.
+    """
     try:
         reference = parse_reference(text, role)
         if reference.kind == "teacher":
@@ -52,7 +64,15 @@ def check_reference(text: str, role: str) -> list[Problem]:
             Problem(role, f"{text!r} is of the family {config.model_type!r}; {role} must be one of: "
                     f"{', '.join(families)}.", "Name a checkpoint of that family.")
         ]  # fmt: skip
-    return _scratch_problems(config, text, role) if reference.kind == "scratch" else shape_problems(config, role)
+    found = _scratch_problems(config, text, role) if reference.kind == "scratch" else shape_problems(config, role)
+    if auto_class and not classifies(config, auto_class):
+        what = f"{text!r} is of the family {config.model_type!r}, which has no head of that kind ({auto_class})."
+        found.append(Problem(role, what, "Name a checkpoint of another family."))
+    limit = position_limit(config)
+    if limit is not None and max_length > limit:
+        what = f"{max_length} exceeds the {limit} positions of {text!r}."
+        found.append(Problem("max_length", what, f"Give at most {limit}."))
+    return found
 
 
 def _made_problems(reference: Reference, role: str) -> list[Problem]:
@@ -145,6 +165,10 @@ def load_tokenizer(reference: Reference, parameter: str) -> PreTrainedTokenizerF
         raise InputError(
             Problem(parameter, f"{reference.text!r} has no fast tokenizer.", "Save one as tokenizer.json.")
         )
+    if tokenizer.pad_token is None:
+        raise InputError(
+            Problem(parameter, f"{reference.text!r} has no padding token.", "Set one in the tokenizer, and save it.")
+        )
     return tokenizer
 
 
@@ -178,7 +202,7 @@ def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapp
     try:
         if getattr(config, FIELD, None):
             return _load_own_shape(reference, parameter, auto_class, config)
-        return loader.from_pretrained(
+        model = loader.from_pretrained(
             reference.location,
             revision=reference.revision,
             config=config,
@@ -191,6 +215,7 @@ def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapp
             Problem(parameter, f"{reference.text!r} cannot be loaded ({str(error).splitlines()[0]}).",
                     "Give a checkpoint with safetensors weights whose family has such a head.")
         ) from None  # fmt: skip
+    return adapt(model)
 
 
 def _load_own_shape(reference: Reference, parameter: str, auto_class: str, config: PretrainedConfig) -> PreTrainedModel:

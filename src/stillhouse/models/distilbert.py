@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.bert_like import first_position, require_bert_like
+from stillhouse.models.bert_like import require_bert_like
+from stillhouse.models.families import first_position
 from stillhouse.models.shape import apply_shape, set_shape
 
 if TYPE_CHECKING:

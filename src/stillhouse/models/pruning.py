@@ -18,74 +18,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.bert_like import BERT_LIKE
 from stillhouse.models.shape import set_shape
+from stillhouse.models.units import Part, cut_part, distinct, encoder_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = [
-    "PRUNABLE_FAMILIES",
-    "Importance",
-    "Plan",
-    "Scores",
-    "encoder_matrices",
-    "importance",
-    "plan",
-    "prune",
-    "shrink",
-    "sparsity",
-]
-
-
-class _Names(NamedTuple):
-    """What a family calls the parts of a transformer block."""
-
-    attention: str
-    """The module that knows the size of a head."""
-    projections: tuple[str, ...]
-    """Linear layers whose rows belong to heads: queries, keys and values."""
-    attention_output: str
-    """The linear layer whose columns belong to heads."""
-    up: str
-    """The linear layer whose rows are the FFN's neurons."""
-    down: str
-    """The linear layer whose columns are the FFN's neurons."""
-
-
-_BERT = _Names(
-    attention="attention.self",
-    projections=("attention.self.query", "attention.self.key", "attention.self.value"),
-    attention_output="attention.output.dense",
-    up="intermediate.dense",
-    down="output.dense",
-)
-_NAMES = {
-    **dict.fromkeys(BERT_LIKE, _BERT),
-    "distilbert": _Names(
-        attention="attention",
-        projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-        attention_output="attention.out_lin",
-        up="ffn.lin1",
-        down="ffn.lin2",
-    ),
-    "albert": _Names(
-        attention="attention",
-        projections=("attention.query", "attention.key", "attention.value"),
-        attention_output="attention.dense",
-        up="ffn",
-        down="ffn_output",
-    ),
-}
-PRUNABLE_FAMILIES = tuple(_NAMES)
-"""Families whose heads and neurons can be pruned."""
+__all__ = ["Importance", "Plan", "Scores", "importance", "plan", "prune", "shrink"]
 
 
 @dataclass(frozen=True)
@@ -114,20 +60,6 @@ class Plan:
     neurons: tuple[tuple[int, ...], ...]
 
 
-@dataclass
-class _Part:
-    """Linear layers that are cut together: the heads, or the neurons, of a block or of several tied ones."""
-
-    units: int
-    width: int
-    """Rows (of `inputs`) and columns (of `outputs`) of each unit."""
-    blocks: list[int] = field(default_factory=list)
-    inputs: list[nn.Linear] = field(default_factory=list)
-    outputs: list[nn.Linear] = field(default_factory=list)
-    owners: list[nn.Module] = field(default_factory=list)
-    """Attention modules that keep count of their heads; for neurons, none."""
-
-
 def importance(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, torch.Tensor]],
@@ -140,7 +72,7 @@ def importance(
     from none, so they share a gate. Dropout is off, and the model is left as it was.
 
     Args:
-        model: of one of `PRUNABLE_FAMILIES`, with a head.
+        model: of a family in `units.PRUNABLE_FAMILIES`, with a head.
         batches: each `input_ids` and `attention_mask` [b, s], and `labels`, whose first dimension is b.
         loss: mean loss of logits against labels, a scalar; each text's share of it may depend on that text alone.
 
@@ -148,7 +80,7 @@ def importance(
         InputError: the model's family cannot be pruned.
         ValueError: there is no batch.
     """
-    parts = [*_parts(model, "heads"), *_parts(model, "neurons")]
+    parts = [*encoder_parts(model, "heads"), *encoder_parts(model, "neurons")]
     totals = [torch.zeros(part.units, dtype=torch.float64) for part in parts]
     rows = 0
     training = model.training
@@ -169,17 +101,17 @@ def importance(
     if not rows:
         raise ValueError("importance takes at least one batch")
     scores = [Scores(tuple(part.blocks), total / rows) for part, total in zip(parts, totals, strict=True)]
-    attentions = len(_parts(model, "heads"))
+    attentions = len(encoder_parts(model, "heads"))
     return Importance(tuple(scores[:attentions]), tuple(scores[attentions:]))
 
 
 @contextmanager
-def _gated(parts: Sequence[_Part]) -> Iterator[list[torch.Tensor]]:
+def _gated(parts: Sequence[Part]) -> Iterator[list[torch.Tensor]]:
     """Multiply what enters each part's output by its gates [b, u], which the caller puts into the list."""
     gates: list[torch.Tensor] = []
     handles = []
 
-    def gate(number: int, part: _Part) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def gate(number: int, part: Part) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = arguments[0].unflatten(-1, (part.units, part.width)) * gates[number][:, None, :, None]
             return (hidden.flatten(-2), *arguments[1:])
@@ -188,7 +120,7 @@ def _gated(parts: Sequence[_Part]) -> Iterator[list[torch.Tensor]]:
 
     try:
         for number, part in enumerate(parts):
-            for linear in _distinct(part.outputs):
+            for linear in distinct(part.outputs):
                 handles.append(linear.register_forward_pre_hook(gate(number, part)))
         yield gates
     finally:
@@ -238,7 +170,7 @@ def prune(model: PreTrainedModel, chosen: Plan) -> None:
     """
     work = []
     for kind, wanted in (("heads", chosen.heads), ("neurons", chosen.neurons)):
-        parts = _parts(model, kind)
+        parts = encoder_parts(model, kind)
         if sorted(block for part in parts for block in part.blocks) != list(range(len(wanted))):
             raise ValueError(f"the plan has {len(wanted)} blocks of {kind}, which the model has not")
         for part in parts:
@@ -250,7 +182,7 @@ def prune(model: PreTrainedModel, chosen: Plan) -> None:
                 raise ValueError(f"the plan keeps different {kind} in blocks that are tied")
             work.append((part, units))
     for part, units in work:
-        _cut(part, units)
+        cut_part(part, units)
     sizes = {"heads": chosen.heads, "neurons": chosen.neurons}
     set_shape(model.config, **{kind: [len(units) for units in blocks] for kind, blocks in sizes.items()})
 
@@ -271,7 +203,7 @@ def shrink(model: PreTrainedModel, heads: Sequence[int] | None, neurons: Sequenc
     for kind, counts in (("heads", heads), ("neurons", neurons)):
         if counts is None:
             continue
-        parts = _parts(model, kind)
+        parts = encoder_parts(model, kind)
         blocks = sum(len(part.blocks) for part in parts)
         if len(counts) != blocks:
             what = f"stillhouse.{kind} has {len(counts)} numbers, and the model {blocks} blocks."
@@ -288,88 +220,4 @@ def shrink(model: PreTrainedModel, heads: Sequence[int] | None, neurons: Sequenc
     if problems:
         raise InputError(problems)
     for part, units in work:
-        _cut(part, units)
-
-
-def encoder_matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The weights [out, in] of attention and FFN by name, each once however many blocks share it.
-
-    Raises:
-        InputError: the model's family is not one of `PRUNABLE_FAMILIES`.
-    """
-    linears = [
-        linear for kind in ("heads", "neurons") for part in _parts(model, kind) for linear in part.inputs + part.outputs
-    ]
-    wanted = {id(linear.weight) for linear in linears}
-    # named_parameters gives a shared one under its first name alone.
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
-
-
-def sparsity(model: PreTrainedModel) -> float:
-    """Share of the encoder's matrices that is exactly zero, between 0 and 1."""
-    matrices = encoder_matrices(model).values()
-    return float(sum(int((m == 0).sum()) for m in matrices)) / sum(m.numel() for m in matrices)
-
-
-def _blocks(model: PreTrainedModel) -> list[nn.Module]:
-    family, base = model.config.model_type, model.base_model
-    if family not in _NAMES:
-        raise InputError(
-            Problem("student", f"is of the family {family!r}, which cannot be pruned.",
-                    f"Prune one of: {', '.join(_NAMES)}.")
-        )  # fmt: skip
-    if family == "albert":
-        return [layer for group in base.encoder.albert_layer_groups for layer in group.albert_layers]
-    return list(base.transformer.layer if family == "distilbert" else base.encoder.layer)
-
-
-def _parts(model: PreTrainedModel, kind: str) -> list[_Part]:
-    """The parts of one kind, `heads` or `neurons`, in the order of their first blocks."""
-    found: dict[int, _Part] = {}
-    blocks = _blocks(model)
-    names = _NAMES[model.config.model_type]
-    for number, block in enumerate(blocks):
-        if kind == "heads":
-            attention: Any = block.get_submodule(names.attention)
-            inputs, output = [block.get_submodule(name) for name in names.projections], names.attention_output
-            width, owners = int(attention.attention_head_size), [attention]
-        else:
-            inputs, output, width, owners = [block.get_submodule(names.up)], names.down, 1, []
-        last: Any = block.get_submodule(output)
-        part = found.setdefault(id(last.weight), _Part(last.in_features // width, width))
-        part.blocks.append(number)
-        part.inputs.extend(inputs)  # type: ignore[arg-type]
-        part.outputs.append(last)
-        part.owners.extend(owners)
-    return list(found.values())
-
-
-def _cut(part: _Part, units: Sequence[int]) -> None:
-    """Keep these units alone."""
-    # Tied weights stay tied: each is cut once, and the old one is kept alive here, lest its id be given again.
-    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
-
-    def cut(parameter: Any, rows: torch.Tensor, dimension: int) -> nn.Parameter:
-        if id(parameter) not in made:
-            kept = parameter.detach().index_select(dimension, rows.to(parameter.device)).contiguous()
-            made[id(parameter)] = (parameter, nn.Parameter(kept, requires_grad=parameter.requires_grad))
-        return made[id(parameter)][1]
-
-    index = torch.tensor(units)[:, None] * part.width + torch.arange(part.width)
-    rows = index.flatten()
-    for linear in _distinct(part.inputs):
-        linear.weight = cut(linear.weight, rows, 0)
-        if linear.bias is not None:
-            linear.bias = cut(linear.bias, rows, 0)
-        linear.out_features = len(rows)
-    for linear in _distinct(part.outputs):
-        linear.weight = cut(linear.weight, rows, 1)
-        linear.in_features = len(rows)
-    for owner in part.owners:
-        for name, value in (("num_attention_heads", len(units)), ("n_heads", len(units)), ("all_head_size", len(rows))):
-            if hasattr(owner, name):
-                setattr(owner, name, value)
-
-
-def _distinct(linears: Sequence[nn.Linear]) -> list[nn.Linear]:
-    return list({id(linear): linear for linear in linears}.values())
+        cut_part(part, units)

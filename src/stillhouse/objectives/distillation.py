@@ -1,14 +1,17 @@
 """The terms of the distillation loss.
 
-Shapes: b sequences in a batch, s tokens, h hidden size, c classes.
+Shapes: b sequences in a batch, s tokens, h hidden size, c classes. Over a vocabulary, the rows b are the
+masked positions of a batch, and the classes c its tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
-__all__ = ["hard_label_loss", "hidden_cosine_loss", "soft_target_loss"]
+__all__ = ["hard_label_loss", "hidden_cosine_loss", "matched_cosine_loss", "soft_target_loss"]
 
 
 def hard_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -45,3 +48,24 @@ def hidden_cosine_loss(
     cosine = functional.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)
     mask = attention_mask.to(cosine.dtype)
     return ((1.0 - cosine) * mask).sum() / mask.sum()
+
+
+def matched_cosine_loss(
+    student_states: Sequence[torch.Tensor],
+    teacher_states: Sequence[torch.Tensor],
+    layers: Sequence[int],
+    attention_mask: torch.Tensor,
+) -> torch.Tensor:
+    """Mean of `hidden_cosine_loss` over the student's layers, each with the teacher's layer that it follows; a scalar.
+
+    Args:
+        student_states: [b, s, h] each: the embeddings' output, then that of every layer.
+        teacher_states: the same of the teacher.
+        layers: for each layer of the student, the teacher's layer, counted from 1.
+        attention_mask: [b, s], 1 for tokens and 0 for padding.
+
+    Source: as `hidden_cosine_loss`, which the paper computes of the last layers; every layer matched is our choice.
+    """
+    pairs = zip(student_states[1:], layers, strict=True)
+    terms = [hidden_cosine_loss(hidden, teacher_states[layer], attention_mask) for hidden, layer in pairs]
+    return torch.stack(terms).mean()

@@ -59,6 +59,16 @@ class Connection:
             self.client().search_registered_models(max_results=1)
         self._initialised = True
 
+    def reach(self) -> None:
+        """Ask for next to nothing, to know that an answer comes. A database that is not there yet is not made.
+
+        Raises:
+            RegistryError: none comes.
+        """
+        if not self._absent():
+            with registry_errors(self.uri, "read anything"):
+                self.client().search_experiments(max_results=1)
+
     def client(self) -> MlflowClient:
         """A client of MLflow's own."""
         client: MlflowClient = load_mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)

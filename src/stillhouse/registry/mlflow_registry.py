@@ -13,12 +13,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from stillhouse.artifacts import PackageManifest, sha256_file
-from stillhouse.errors import ManifestError, RegistryError
+from stillhouse.artifacts import ModelManifest, PackageManifest, sha256_file
+from stillhouse.errors import InputError, ManifestError, RegistryError
 from stillhouse.evaluation.table import CHAMPION
 from stillhouse.progress import Step
 from stillhouse.registry.connection import Connection
 from stillhouse.registry.lock import DeployLock
+from stillhouse.registry.pretraining import (
+    PretrainingRecord,
+    RecordedPretraining,
+    copy_checkpoint,
+    log_pretraining,
+)
 from stillhouse.registry.register import (
     PACKAGE_PATH,
     TAG_PREFIX,
@@ -88,6 +94,38 @@ class MlflowRegistry(Connection):
             existing = next((v for v in self._versions(config.model_name) if _digest(v) == inputs.package_digest), None)
             with as_default(self.uri) as mlflow:
                 return log_and_register(mlflow, client, config, inputs, experiment, existing, step)
+
+    def record_pretraining(
+        self, config: PretrainingRecord, *, corpus_dir: Path, model_dir: Path, step: Step
+    ) -> RecordedPretraining:
+        """Write the settings and curves of a pretraining, and a copy of its checkpoint where one is wanted.
+
+        Args:
+            config: names, and where the copy goes.
+            corpus_dir: the `corpus` artifact that it was trained on.
+            model_dir: its `model` artifact.
+            step: told how far the work is.
+
+        Raises:
+            InputError: a value is at fault, or the copy cannot be written.
+            RegistryError: MLflow refused or could not be reached.
+        """
+        if problems := config.problems():
+            raise InputError(problems)
+        checkpoint = str(model_dir)
+        if config.output:
+            step.progress(0, 2, "copying the checkpoint")
+            checkpoint = copy_checkpoint(model_dir, config.output)
+        step.progress(1, 2, "writing the curves")
+        if not self._initialised:
+            self.initialise()
+        with registry_errors(self.uri, "record the pretraining"), self._lock("register"), as_default(self.uri):
+            experiment = self._experiment(config.experiment)
+            run_id, reused = log_pretraining(
+                self.client(), config, experiment, corpus_dir=corpus_dir, model_dir=model_dir
+            )
+        manifest = ModelManifest.load(model_dir)
+        return RecordedPretraining(checkpoint=checkpoint, run_id=run_id, reused=reused, manifest=manifest)
 
     def get_alias(self, name: str, alias: str) -> str | None:
         """The version that an alias of a model points to; None where there is no such alias or model."""

@@ -39,6 +39,7 @@ __all__ = [
     "RegisteredVersion",
     "check_inputs",
     "log_and_register",
+    "log_parameters",
 ]
 
 TAG_PREFIX = "stillhouse."
@@ -215,43 +216,50 @@ def _run_tags(config: RegisterConfig, version: str) -> dict[str, str]:
     return {TAG_PREFIX + name: value for name, value in tags.items()}
 
 
-def _parameters(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value)[:_PARAM_LIMIT] for name, value in values.items()}
+def log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, Any]) -> None:
+    """Write a run's parameters, each cut where the server would refuse it, in as few requests as it takes."""
+    from mlflow.entities import Param
+
+    params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in parameters.items()]
+    for start in range(0, len(params), _BATCH_LIMIT):
+        client.log_batch(run_id, params=params[start : start + _BATCH_LIMIT])
 
 
 def _log(client: MlflowClient, run_id: str, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """Parameters and metrics of a run, in as few requests as the server takes."""
+    """Parameters and metrics of a run."""
     import time
 
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Metric
 
-    params = [Param(name, value) for name, value in _parameters(parameters).items()]
-    for start in range(0, len(params), _BATCH_LIMIT):
-        client.log_batch(run_id, params=params[start : start + _BATCH_LIMIT])
+    log_parameters(client, run_id, parameters)
     now = int(time.time() * 1000)
     client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in metrics.items()])
 
 
 def _log_candidates(client: MlflowClient, experiment: str, parent: str, inputs: RegisterInputs) -> None:
-    """A nested run for each candidate and each baseline."""
+    """A nested run for each candidate, whether it can be served or not, and each baseline."""
     evaluation = inputs.evaluation
-    for entry in (*evaluation.candidates, *evaluation.baselines):
-        is_candidate = "precision" in entry
-        name = f"{entry['name']} {entry['precision']}" if is_candidate else f"baseline {entry['name']}"
+    served = [(f"{entry['name']} {entry['precision']}", entry) for entry in evaluation.candidates]
+    unservable = [(f"{entry['name']} pytorch", entry) for entry in evaluation.unservable]
+    baselines = [(f"baseline {entry['name']}", entry) for entry in evaluation.baselines]
+    for name, entry in (*served, *unservable, *baselines):
         run_id = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent}).info.run_id
         parameters: dict[str, Any] = {"name": entry["name"]}
         metrics = {**entry["metrics"], "retention": entry["retention"]}
         metrics |= dict(zip(("interval_low", "interval_high"), entry["interval"], strict=True))
-        if is_candidate:
+        if "latency_ms" in entry:
             parameters |= {key: entry[key] for key in ("precision", "family", "parameters", "bytes", "package_digest")}
             metrics |= {f"{name}_ms": value for name, value in entry["latency_ms"].items()}
             metrics |= {f"parity_{name}": value for name, value in entry["parity"].items()}
             metrics |= {"rows_per_second": entry["throughput"], "peak_memory_mb": entry["peak_memory_mb"]}
-            model = inputs.models.get(entry["name"])
-            if model is not None:
-                parameters |= {"recipe": model[0].recipe, "model_digest": model[2]}
-                parameters |= {f"train.{key}": value for key, value in model[0].hyperparameters.items()}
-                metrics |= {f"validation_{key}": value for key, value in model[0].metrics.items()}
+        elif "reason" in entry:
+            parameters |= {key: entry[key] for key in ("family", "parameters")}
+            parameters |= {"precision": "pytorch", "unservable_reason": entry["reason"]}
+        model = inputs.models.get(entry["name"])
+        if model is not None:
+            parameters |= {"recipe": model[0].recipe, "model_digest": model[2]}
+            parameters |= {f"train.{key}": value for key, value in model[0].hyperparameters.items()}
+            metrics |= {f"validation_{key}": value for key, value in model[0].metrics.items()}
         _log(client, run_id, parameters, metrics)
         client.set_terminated(run_id)
 

@@ -26,6 +26,7 @@ OUTCOMES = {
     "deployed": "deployed its version, which is the champion now",
     "kept": "made the champion's own package again, which stays deployed",
     "failed": "registered a version, and could not deploy it",
+    "pretrained": "pretrained a checkpoint",
 }
 """What can come of a run that got as far as to know its source or its model."""
 _FILES = ("evaluation.json", "report.html")

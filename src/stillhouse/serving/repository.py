@@ -113,6 +113,7 @@ def write_repository(
     label_names: Sequence[str],
     max_length: int,
     options: ServingOptions,
+    pad_id: int | None = None,
 ) -> None:
     """Write a complete Triton model repository into `folder`, with both models as version 1.
 
@@ -126,6 +127,8 @@ def write_repository(
         label_names: name of each label id.
         max_length: tokens after which a text is cut.
         options: how it is to be served.
+        pad_id: token that rows of a batch are filled up with, and by whose id some families find where a text ends;
+            None looks it up in the tokenizer by its usual names.
 
     Raises:
         InputError: a name or a number is out of range.
@@ -154,7 +157,7 @@ def write_repository(
         "max_wait_ms": options.max_wait_ms,
         "batch_rows": options.batch_rows,
         "encoder_instances": options.encoder_instances,
-        "pad_id": _pad_id(tokenizer),
+        "pad_id": _pad_id(tokenizer) if pad_id is None else pad_id,
         "encoder": inner,
     }
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
@@ -199,7 +202,7 @@ def set_model_version(folder: Path, served_name: str, version: str) -> None:
 
 
 def _pad_id(tokenizer: Path) -> int:
-    """Id of the padding token. Its value does not matter to the result, since the mask hides it; it must only exist."""
+    """Id of the padding token. The mask hides it from most families; it must only exist."""
     loaded = Tokenizer.from_file(str(tokenizer))
     if loaded.padding:
         return int(loaded.padding["pad_id"])

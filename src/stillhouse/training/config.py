@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.candidates import PARAMETER, ROLES
 from stillhouse.models.distilbert import parse_layers
 from stillhouse.models.references import parse_reference
 
@@ -16,7 +17,7 @@ class TrainConfig:
     """What every training step needs."""
 
     name: str
-    """The candidate's role: `teacher`, `student` or `albert`."""
+    """The candidate's: its role (`teacher`, `student` or `albert`), or an extra candidate's own name."""
     epochs: float = 3.0
     """Passes over the training rows; early stopping may end training sooner."""
     learning_rate: float = 5e-5
@@ -48,7 +49,7 @@ class TrainConfig:
 
     def problems(self) -> list[Problem]:
         """Everything wrong with the settings, by the name of the pipeline's parameter."""
-        prefix = self.name
+        prefix = self.name if self.name in ROLES else "extra"
         checks = [
             (f"{prefix}_epochs", self.epochs, self.epochs > 0, "a number above 0"),
             (f"{prefix}_learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "a number between 0 and 1"),
@@ -158,7 +159,7 @@ class FinetuneConfig(TrainConfig):
     def problems(self) -> list[Problem]:
         found = super().problems()
         try:
-            parse_reference(self.checkpoint, self.name)
+            parse_reference(self.checkpoint, self.name if self.name in ROLES else PARAMETER)
         except InputError as error:
             found.extend(error.problems)
         return found + _albert_problems(self.embedding_size, self.layers)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -38,7 +39,9 @@ from stillhouse.training.trainjob import State, TrainJobs
 if TYPE_CHECKING:
     from kubeflow.trainer import KubernetesBackendConfig
 
-__all__ = ["train", "train_under_trainer"]
+    from stillhouse.pretraining import PretrainConfig
+
+__all__ = ["pretrain", "train", "train_under_trainer"]
 
 _log = logging.getLogger(__name__)
 _POLL_S = 5.0
@@ -63,9 +66,32 @@ def train(
     """
     from stillhouse.training import steps
 
-    inputs = {"dataset": dataset_dir, **({"teacher": teacher_dir} if teacher_dir else {})}
     if not scale.distributed:
         return steps.run(config, dataset_dir=dataset_dir, teacher_dir=teacher_dir, output_dir=output_dir, step=step)
+    inputs = {"dataset": dataset_dir, **({"teacher": teacher_dir} if teacher_dir else {})}
+    return _together(config, inputs=inputs, output_dir=output_dir, scale=scale, step=step)
+
+
+def pretrain(
+    config: PretrainConfig, *, scale: ScaleConfig, corpus_dir: Path, output_dir: Path, step: Step
+) -> ModelManifest:
+    """Pretrain where `scale` says; the rest as for `train`."""
+    from stillhouse.pretraining import pretrain as alone
+
+    if not scale.distributed:
+        return alone(config, corpus_dir=corpus_dir, output_dir=output_dir, step=step)
+    return _together(config, inputs={"corpus": corpus_dir}, output_dir=output_dir, scale=scale, step=step)
+
+
+def _together(
+    config: FinetuneConfig | DistillConfig | PretrainConfig,
+    *,
+    inputs: dict[str, Path],
+    output_dir: Path,
+    scale: ScaleConfig,
+    step: Step,
+) -> ModelManifest:
+    """Train in several processes, on a cluster in pods of their own."""
     if problems := [*config.problems(), *scale.problems(), *scale.machine_problems()]:
         raise InputError(problems)
     work = Work(
@@ -132,7 +158,9 @@ def train_under_trainer(
     # Only what decides the outcome: a step that is tried again must come to the same name.
     settings = {**dataclasses.asdict(work.config), "nodes": work.nodes, "processes": work.processes}
     run = pod["metadata"].get("labels", {}).get(RUN_LABEL) or pod["metadata"]["uid"]
-    name = f"stillhouse-{work.config.name}-{digest_json([run, settings, dict(work.inputs)])[:12]}"
+    role = "pretrain" if "corpus" in work.inputs else re.sub(r"[^a-z0-9]+", "-", work.config.name.lower())
+    role = role[:16].strip("-")  # the names of its pods are longer, and end at 63
+    name = f"stillhouse-{role}-{digest_json([run, settings, dict(work.inputs)])[:12]}"
     root = local_path(scale.checkpoint_dir) or scale.checkpoint_dir.rstrip("/")
     place = Place(f"{root}/trainjobs/{name}")
     manifest = train_job(pod, name=name, place=place.uri, scale=scale, runtime=jobs.runtime())

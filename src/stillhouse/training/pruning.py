@@ -22,8 +22,9 @@ import torch
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from stillhouse.models.checkpoints import parameter_count
-from stillhouse.models.pruning import Plan, encoder_matrices, importance, plan, prune, sparsity
+from stillhouse.models.pruning import Plan, importance, plan, prune
 from stillhouse.models.shape import apply_shape, own_shape
+from stillhouse.models.units import encoder_matrices, sparsity
 from stillhouse.progress import Step
 from stillhouse.tasks import Task
 from stillhouse.training import ranks

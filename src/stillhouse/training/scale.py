@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import Problem
+from stillhouse.storage import local_path, store_problems
 
 __all__ = ["CPU", "ScaleConfig", "in_cluster", "in_pod", "local_path", "toleration_problems"]
 
@@ -18,16 +18,7 @@ _MEMORY = re.compile(r"[1-9][0-9]*(\.[0-9]+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?")
 _RESOURCE = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _TOLERATION_FIELDS = {"key", "operator", "value", "effect", "tolerationSeconds"}
 _OPERATORS = ("Equal", "Exists")
-_READ_ONLY = ("http", "https", "data", "github", "git", "zip", "tar", "hub", "demo")
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-
-
-def local_path(location: str) -> Path | None:
-    """The path that a location names, plainly or as `file://`; None for the URI of an object store."""
-    scheme, separator, rest = location.partition("://")
-    if not separator:
-        return Path(location).expanduser()
-    return Path(rest) if scheme.lower() in ("file", "local") else None
 
 
 def in_cluster() -> bool:
@@ -98,12 +89,12 @@ class ScaleConfig:
         if self.distributed and not self.checkpoint_dir:
             what = "is empty, and a training on several GPUs or machines meets there."
             found.append(Problem("checkpoint_dir", what, "Give an object-store URI, or a path on a shared volume."))
-        found += _checkpoint_problems(self.checkpoint_dir)
+        found += store_problems(self.checkpoint_dir, "checkpoint_dir")
         return found
 
     def machine_problems(self) -> list[Problem]:
         """What the machine lacks that this runs on: of GPUs only where that is no cluster."""
-        if found := _checkpoint_problems(self.checkpoint_dir, installed=True):
+        if found := store_problems(self.checkpoint_dir, "checkpoint_dir", installed=True):
             return found
         if in_cluster() or not self.distributed:
             return []
@@ -114,24 +105,6 @@ class ScaleConfig:
             what = f"{self.gpus_per_node} GPUs are asked for, and this machine has {present}."
             return [Problem("gpus_per_node", what, f"Give at most {present}, or submit the pipeline to a cluster.")]
         return []
-
-
-def _checkpoint_problems(location: str, *, installed: bool = False) -> list[Problem]:
-    """What is wrong with the scheme of a checkpoint folder; `installed` asks for its client too."""
-    if not location or local_path(location) is not None:
-        return []
-    import fsspec
-
-    scheme = location.partition("://")[0]
-    remedy = "Give a path, s3:// or gs://."
-    if scheme in _READ_ONLY or scheme not in fsspec.available_protocols():
-        return [Problem("checkpoint_dir", f"checkpoints cannot be kept at {scheme}://.", remedy)]
-    if installed:
-        try:
-            fsspec.get_filesystem_class(scheme)
-        except ImportError as error:
-            return [Problem("checkpoint_dir", f"{scheme}:// takes a package that is not installed: {error}.", remedy)]
-    return []
 
 
 def _gpus_here() -> int:

@@ -3,6 +3,7 @@
 <place>/work.json      what is to be done
 <place>/dataset/       the inputs, each with its manifest
 <place>/teacher/
+<place>/corpus/
 <place>/progress.json  how far the training is
 <place>/failure.json   what went wrong, if it was foreseen
 <place>/model/         the model artifact, its manifest written last
@@ -18,22 +19,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stillhouse.artifacts import DatasetManifest, Manifest, ModelManifest
+from stillhouse.artifacts import CorpusManifest, DatasetManifest, Manifest, ModelManifest
 from stillhouse.errors import InputError, ManifestError, Problem, StillhouseError, TrainingError
-from stillhouse.training.config import DistillationSettings, DistillConfig, FinetuneConfig, PruneSettings
+from stillhouse.progress import Step
+from stillhouse.training.config import DistillConfig, FinetuneConfig
+
+if TYPE_CHECKING:
+    from stillhouse.pretraining import PretrainConfig
 
 __all__ = ["MANIFESTS", "Place", "Work", "reporting"]
 
-MANIFESTS: dict[str, type[Manifest]] = {"dataset": DatasetManifest, "teacher": ModelManifest, "model": ModelManifest}
+MANIFESTS: dict[str, type[Manifest]] = {
+    "dataset": DatasetManifest,
+    "teacher": ModelManifest,
+    "corpus": CorpusManifest,
+    "model": ModelManifest,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """One training step, as those who do it read it."""
 
-    config: FinetuneConfig | DistillConfig
+    config: FinetuneConfig | DistillConfig | PretrainConfig
     step: str
     """The step's name in events."""
     nodes: int
@@ -41,23 +51,52 @@ class Work:
     processes: int
     """Processes of each machine: one for each GPU, or one."""
     inputs: Mapping[str, str]
-    """Manifest digest of each input, by role: `dataset`, and `teacher` where one is needed."""
+    """Manifest digest of each input, by role: `dataset`, and `teacher` where one is needed; or `corpus`."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        kind = "distill" if isinstance(self.config, DistillConfig) else "finetune"
+        kind = next(name for name, of in _kinds().items() if type(self.config) is of)
         return {**dataclasses.asdict(self), "kind": kind}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Work:
         """From JSON values that `to_json` gave."""
         body = dict(body)
-        kind = {"finetune": FinetuneConfig, "distill": DistillConfig}[body.pop("kind")]
+        kind = _kinds()[body.pop("kind")]
         settings = dict(body.pop("config"))
-        settings["distillation"] = DistillationSettings(**settings["distillation"])
-        if "pruning" in settings:
-            settings["pruning"] = PruneSettings(**settings["pruning"])
+        for field in dataclasses.fields(kind):
+            nested = type(field.default)
+            if dataclasses.is_dataclass(nested) and field.name in settings:
+                settings[field.name] = nested(**settings[field.name])
         return cls(config=kind(**settings), **body)
+
+    def do(self, folder: Path, *, output_dir: Path, step: Step | None) -> ModelManifest:
+        """Do it, in each of the processes that train together.
+
+        Args:
+            folder: holds the inputs, by role.
+            output_dir: where the main process writes the model.
+            step: told of the progress.
+        """
+        if "corpus" in self.inputs:
+            from stillhouse.pretraining import PretrainConfig, pretrain
+
+            assert isinstance(self.config, PretrainConfig)
+            return pretrain(self.config, corpus_dir=folder / "corpus", output_dir=output_dir, step=step)
+        from stillhouse.training import steps
+
+        assert isinstance(self.config, (FinetuneConfig, DistillConfig))
+        teacher = folder / "teacher" if "teacher" in self.inputs else None
+        return steps.run(
+            self.config, dataset_dir=folder / "dataset", teacher_dir=teacher, output_dir=output_dir, step=step
+        )
+
+
+def _kinds() -> dict[str, Any]:
+    """The settings of each kind of training step."""
+    from stillhouse.pretraining import PretrainConfig
+
+    return {"finetune": FinetuneConfig, "distill": DistillConfig, "pretrain": PretrainConfig}
 
 
 class Place:

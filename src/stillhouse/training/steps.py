@@ -17,8 +17,8 @@ from stillhouse.data.dataset import read_split
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
 from stillhouse.models.albert import albert_from_bert
-from stillhouse.models.bert_like import position_limit
 from stillhouse.models.distilbert import parse_layers, student_from_bert
+from stillhouse.models.families import position_limit
 from stillhouse.models.references import Reference, parse_reference
 from stillhouse.models.students import followed_layers, tokenizer_problems
 from stillhouse.progress import Step

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from stillhouse.objectives import hidden_cosine_loss, word_dropout
@@ -24,6 +24,8 @@ from stillhouse.tasks import Task
 from stillhouse.training import ranks
 from stillhouse.training.checkpoints import CheckpointStore
 from stillhouse.training.config import DistillationSettings, TrainConfig
+from stillhouse.training.hardware import limit_threads, uses_bf16, uses_cpu
+from stillhouse.training.watch import ResumableTrainer, Watch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Distillation", "TaskTrainer", "total_steps", "train"]
 
 _log = logging.getLogger(__name__)
-_ONE_THREAD_WIDTH = 128
-"""Hidden size up to which a CPU trains faster on one thread: the matrices are too small to share, and threads that wait
-for one another spin, many times slower on a machine that does anything else."""
 
 
 class Distillation:
@@ -101,7 +100,7 @@ class _GroupedSampler(LengthGroupedSampler):
         return iter(super().__iter__())
 
 
-class TaskTrainer(Trainer):
+class TaskTrainer(ResumableTrainer):
     """Trains on the task's loss, or on the distillation loss where a `Distillation` is given."""
 
     def __init__(self, *args: Any, task: Task, distillation: Distillation | None = None, **kwargs: Any) -> None:
@@ -110,12 +109,6 @@ class TaskTrainer(Trainer):
         self._distillation = distillation
         # Each term is a mean over the micro-batch, so the Trainer must divide by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # Of tensors that are tied a checkpoint holds one; with it, all have been loaded.
-        tied = self.model.all_tied_weights_keys
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> _GroupedSampler:
         # Not from the argument, which lacks the columns that the model does not take.
@@ -139,40 +132,6 @@ class TaskTrainer(Trainer):
             else self._task.loss(outputs.logits, labels)
         )
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
-
-
-class _Watch(TrainerCallback):
-    """Reports progress, and mirrors checkpoints to the store's remote."""
-
-    def __init__(self, step: Step | None, store: CheckpointStore) -> None:
-        self._step = step
-        self._store = store
-        self._note = ""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The path that a resumed state names is gone where the folder is a new copy of an object store's.
-        best = self._store.folder / f"checkpoint-{state.best_global_step}"
-        if state.best_model_checkpoint is None and best.is_dir():
-            state.best_model_checkpoint = str(best)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._step and state.is_world_process_zero:
-            self._step.progress(state.global_step, state.max_steps, self._note)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        name = args.metric_for_best_model
-        if metrics and f"eval_{name}" in metrics:
-            self._note = f"validation {name} {metrics[f'eval_{name}']:.3f}"
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._store.remote:
-            return
-        ranks.barrier()  # each process has written its part
-        if ranks.is_node_main() and not ranks.is_main():
-            self._store.push_random_states()
-        ranks.barrier()
-        if ranks.is_main():
-            self._store.push()
 
 
 def total_steps(config: TrainConfig, rows: int) -> int:
@@ -214,9 +173,7 @@ def train(
     steps_per_epoch = _steps_per_epoch(config, len(train_rows))
     interval = max(1, math.ceil(steps_per_epoch / config.evaluations_per_epoch))
     on_gpu = torch.cuda.is_available()
-    if not on_gpu and model.config.hidden_size <= _ONE_THREAD_WIDTH:
-        torch.set_num_threads(1)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    limit_threads(getattr(model.config, "hidden_size", None))
     arguments = TrainingArguments(
         output_dir=str(store.folder),
         num_train_epochs=config.epochs,
@@ -238,21 +195,20 @@ def train(
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, interval // 5),
-        bf16=bf16,
+        bf16=uses_bf16(config.precision),
         seed=config.seed,
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=True,
         label_names=["labels"],
         dataloader_pin_memory=on_gpu,
-        # Several processes on CPUs are found to be several only with this; a single one may take another device.
-        use_cpu=ranks.world_size() > 1 and not on_gpu,
+        use_cpu=uses_cpu(config.precision),
         save_on_each_node=store.per_node,
         # The families differ in what a loss reaches, the cosine term alone does not reach the head, and looking for
         # unused weights costs little beside a step.
         ddp_find_unused_parameters=True,
     )
-    watching: list[TrainerCallback] = [_Watch(step, store), *callbacks]
+    watching: list[TrainerCallback] = [Watch(step, store), *callbacks]
     if config.early_stopping_patience:
         watching.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience))
 

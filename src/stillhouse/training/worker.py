@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from stillhouse.progress import Step
-from stillhouse.training import ranks, steps
+from stillhouse.training import ranks
 from stillhouse.training.staging import Place, Work, reporting
 
 __all__ = ["main"]
@@ -47,11 +47,11 @@ def main(place_uri: str, folder: Path) -> None:
     ranks.join()
     with reporting(place):
         work = Work.from_json(place.read("work.json"))
-        model, teacher = folder / "model", folder / "teacher" if "teacher" in work.inputs else None
+        model = folder / "model"
         step = _Reporter(work.step, place) if ranks.is_main() else None
         if ranks.is_main():
             shutil.rmtree(model, ignore_errors=True)  # of an attempt that was cut off
-        steps.run(work.config, dataset_dir=folder / "dataset", teacher_dir=teacher, output_dir=model, step=step)
+        work.do(folder, output_dir=model, step=step)
         if ranks.is_main() and place.path is None:
             place.put("model", model)
     ranks.leave()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
+import json
 import socket
 import threading
 import time
@@ -109,6 +110,22 @@ def test_the_smoke_test_by_tls(serve, authority, certify):
         assert isinstance(done.exception, ServingError), options
     done = CliRunner().invoke(app, [*command, "--tls-cert", str(caller.chain)])
     assert "tls.private_key" in str(done.exception)
+
+
+def test_asking_and_measuring_by_tls(serve, authority, certify, tmp_path):
+    """`stillhouse predict` and `stillhouse bench serve` against such a server."""
+    url = serve(ServedTexts(), credentials=server_credentials(certify("server", by="authority"), clients=authority))
+    caller = certify("caller", by="authority")
+    mutual = ["--tls-ca", str(authority.chain), "--tls-cert", str(caller.chain), "--tls-key", str(caller.key)]
+    endpoint = ["--url", url, "--model", "reviews"]
+    load = ["bench", "serve", *endpoint, "-c", "1", "--seconds", "0.2", "--output", str(tmp_path), "--json"]
+    for command in (["predict", "fine", *endpoint], load):
+        done = CliRunner().invoke(app, [*command, *mutual])
+        assert done.exit_code == 0, done.exception
+        assert isinstance(CliRunner().invoke(app, command).exception, ServingError), "in the clear"
+        done = CliRunner().invoke(app, [*command, "--tls-cert", str(caller.chain)])
+        assert "tls.private_key" in str(done.exception)
+    assert json.loads((tmp_path / "bench.json").read_text())["settings"]["tls"] is True
 
 
 def test_all_that_is_wrong_with_the_files_is_told(authority, certify, tmp_path):

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from stillhouse.deploy.canary import increase, summarise
-from stillhouse.deploy.prometheus import Series
+from stillhouse.deploy.canary.prometheus import Series
+from stillhouse.deploy.canary.watch import increase, summarise
 
 SINCE = 990.0
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from stillhouse.deploy.exact_tests import binomial_tail, fisher
-from stillhouse.deploy.judgement import CanaryWatch, Track, Verdict, judge
+from stillhouse.deploy.canary.exact_tests import binomial_tail, fisher
+from stillhouse.deploy.canary.judgement import CanaryWatch, Track, Verdict, judge
 
 WATCH = CanaryWatch(
     prometheus_url="http://prometheus:9090",

@@ -14,7 +14,7 @@ import pytest
 from live_prometheus import NAMESPACE, RELEASE, Pod, prometheus
 
 from stillhouse.deploy.canary import CanaryWatch, Verdict, watch_canary
-from stillhouse.deploy.prometheus import Prometheus
+from stillhouse.deploy.canary.prometheus import Prometheus
 from stillhouse.errors import RegistryError, ServerUnavailable, ServingError
 from stillhouse.progress import EVENTS_VARIABLE, Step
 
@@ -154,7 +154,7 @@ def test_whoever_lost_the_lock_stops_watching(tracks: Tracks):
 
 
 def test_a_prometheus_that_goes_away_is_waited_for_and_then_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("stillhouse.deploy.canary._PATIENCE_S", 1.5)
+    monkeypatch.setattr("stillhouse.deploy.canary.watch._PATIENCE_S", 1.5)
     tracks, looks = Tracks(tmp_path), 0
     with ExitStack() as running:
         tracks.url = running.enter_context(prometheus(tmp_path / "prometheus", [pod.target for pod in tracks.pods]))

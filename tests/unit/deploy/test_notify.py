@@ -60,6 +60,23 @@ def test_it_says_how_the_run_ended_without_secrets(hook: Hook, monkeypatch: pyte
     assert "failed. step x failed" in bad["text"]
 
 
+def test_a_run_that_never_ends_for_kubeflow_is_judged_by_what_it_left(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv(WEBHOOK_VARIABLE, hook.url)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    registry = MlflowRegistry(uri)
+    registry.initialise()
+    cases = {("RUNNING", "deployed"): "m succeeded", ("RUNNING", "failed"): "m failed", ("FAILED", "kept"): "m failed",
+             ("RUNNING", ""): "m ended."}  # fmt: skip
+    for index, (state, outcome) in enumerate(cases):
+        if outcome:
+            registry.record_outcome(f"run-{index}", outcome, "Because.", experiment="e", tags={"model_name": "m"})
+        assert notify(state=state, model_name="m", data="d", tracking_uri=uri, pipeline_run=f"run-{index}") is True
+    for body, said in zip(hook.bodies, cases.values(), strict=True):
+        assert said in body["text"]
+
+
 @pytest.mark.parametrize("broken", ["status", "nobody", "nonsense"])
 def test_a_webhook_that_fails_is_only_logged_and_not_by_its_url(
     hook: Hook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str

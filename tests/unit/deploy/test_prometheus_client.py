@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from stillhouse.deploy.prometheus import (
+from stillhouse.deploy.canary.prometheus import (
     CA_VARIABLE,
     TOKEN_FILE_VARIABLE,
     TOKEN_VARIABLE,

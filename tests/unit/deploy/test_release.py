@@ -75,6 +75,13 @@ def test_known_answers(registry):
         known_answers(package, [])
 
 
+def test_rows_that_another_version_would_take_are_not_asked(registry):
+    package = registry.packages["1"]
+    longest = PackageManifest.load(package).max_text_bytes
+    assert [a.text for a in known_answers(package, ["é" * longest, "a" * longest])] == ["a" * longest]
+    assert "" in [a.text for a in known_answers(package, [{"text": "a" * (longest + 1), "label": "good"}])]
+
+
 def test_known_answers_in_a_file(tmp_path):
     path = tmp_path / "answers.json"
     rows = [{"text": "a", "label": "good", "probabilities": [0.9, 0.1]}, {"text": "b", "label": "bad"}, {"text": ""}]

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import InputError
 from stillhouse.models.albert import albert_from_bert
-from stillhouse.models.bert_like import BERT_LIKE, position_limit
+from stillhouse.models.bert_like import BERT_LIKE
 from stillhouse.models.checkpoints import load_model, load_tokenizer, parameter_count, save_model
 from stillhouse.models.distilbert import student_from_bert
+from stillhouse.models.families import position_limit
 from stillhouse.models.references import parse_reference
 
 LAYERS = (1, 2, 3, 4)

@@ -26,14 +26,13 @@ from stillhouse.models.pruning import (
     Importance,
     Plan,
     Scores,
-    encoder_matrices,
     importance,
     plan,
     prune,
     shrink,
-    sparsity,
 )
 from stillhouse.models.shape import own_shape
+from stillhouse.models.units import encoder_matrices, sparsity
 from stillhouse.objectives import hard_label_loss
 
 HEADS, NEURONS = 4, 24
@@ -215,9 +214,9 @@ def scored(*blocks: list[float]) -> tuple[Scores, ...]:
 
 
 def test_a_plan_takes_the_least_important_and_leaves_every_block_one():
-    # Divided by their norms, 5 and 50, both blocks have 0.6 and 0.8: scale does not decide, and 0.6 of the first goes.
-    even = plan(Importance(scored([3.0, 4.0], [30.0, 40.0]), scored([1.0], [1.0])), heads=0.25)
-    assert even == Plan(((1,), (0, 1)), ((0,), (0,)))
+    # Divided by their norms, 50 and 5.3, the blocks have 0.60, 0.80 and 0.66, 0.75: the lowest is not the smallest.
+    scaled = plan(Importance(scored([30.0, 40.0], [3.5, 4.0]), scored([1.0], [1.0])), heads=0.25)
+    assert scaled == Plan(((1,), (0, 1)), ((0,), (0,)))
     # Of 0.1/1, 1/1 and three of 0.58, the three weak ones of both would go before the strong one; the best stay.
     found = Importance(scored([0.1, 1.0], [1.0, 1.1, 1.2]), scored([5.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0]))
     assert plan(found, heads=0.2).heads == ((1,), (0, 1, 2))

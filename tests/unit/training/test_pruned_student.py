@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from stillhouse.artifacts import DatasetManifest, ModelManifest
 from stillhouse.errors import InputError
 from stillhouse.models import checkpoints
-from stillhouse.models.pruning import encoder_matrices
+from stillhouse.models.units import encoder_matrices
 from stillhouse.progress import Step
 from stillhouse.training import DistillConfig, FinetuneConfig, PruneSettings, launch, pruning, steps
 from stillhouse.training.pruning import cubic_sparsity, magnitude_mask
@@ -145,21 +145,26 @@ def test_a_recovery_that_was_cut_off_continues_with_its_sizes_and_zeros(
     inputs = dict(dataset_dir=dataset, teacher_dir=teacher)
     whole = steps.distill(config(**asked), output_dir=tmp_path / "whole", **inputs)
     interrupted = config(tmp_path / "checkpoints", **asked)
-    # The ramp ends at 19 of 32 steps; there is a checkpoint at every 8.
+    # The ramp ends at 19 of 32 steps; there is a checkpoint at every 8, and one after the ramp.
     with pytest.raises(Cut):
-        steps.distill(interrupted, output_dir=tmp_path / "cut", step=Interrupted(17), **inputs)
-    (kept,) = tmp_path.glob("checkpoints/*-recovery/checkpoint-16")
+        steps.distill(interrupted, output_dir=tmp_path / "cut", step=Interrupted(25), **inputs)
+    (kept,) = tmp_path.glob("checkpoints/*-recovery/checkpoint-24")
     zeros = {name: tensor == 0 for name, tensor in load_file(kept / "model.safetensors").items() if "layer.0" in name}
     assert json.loads((kept / "config.json").read_text())["stillhouse"]["heads"] == [3]
     monkeypatch.setattr(pruning, "importance", lambda *arguments: pytest.fail("the sizes were chosen anew"))
     caplog.set_level("INFO", "stillhouse")
     resumed = steps.distill(interrupted, output_dir=tmp_path / "resumed", **inputs)
-    assert "recovery/checkpoint-16" in caplog.text
+    assert "recovery/checkpoint-24" in caplog.text
     weights = load_file(tmp_path / "resumed" / "model.safetensors")
     for name, mask in zeros.items():
         if name.endswith("weight") and mask.ndim == 2:
             assert mask.float().mean() > 0.55 and (weights[name][mask] == 0).all(), name
-    # Not only of the same kind: the very student that would have come of it.
+    # Not only of the same kind: the very steps, and the very student that would have come of them.
+    losses = [
+        [entry["loss"] for entry in json.loads((tmp_path / name / "history.json").read_text()) if "loss" in entry]
+        for name in ("whole", "resumed")
+    ]
+    assert len(losses[0]) == 64 and losses[0] == losses[1]
     assert resumed.files["model.safetensors"] == whole.files["model.safetensors"]
     assert resumed.metrics == whole.metrics and resumed.hyperparameters == whole.hyperparameters
     assert not list(tmp_path.glob("checkpoints/*/checkpoint-*"))

@@ -72,21 +72,6 @@ def test_an_albert_student_is_factorised_from_the_teacher_and_distilled(teacher:
     assert load(tmp_path).config.embedding_size == 8
 
 
-def test_an_albert_may_share_a_part_alone(teacher: Path, dataset: Path, tmp_path: Path):
-    counts = {}
-    for sharing in ("all", "ffn", "none"):
-        config = FinetuneConfig(
-            name="albert", checkpoint=f"teacher://albert?layer_sharing={sharing}", embedding_size=8,
-            **{**COMMON, "epochs": 0.5},
-        )  # fmt: skip
-        manifest = steps.finetune(config, dataset_dir=dataset, teacher_dir=teacher, output_dir=tmp_path / sharing)
-        model = load(tmp_path / sharing)
-        assert layer_sharing_of(model.config) == manifest.hyperparameters["layer_sharing"] == sharing
-        counts[sharing] = manifest.parameters
-        assert parameter_count(model) == manifest.parameters
-    assert counts["all"] < counts["ffn"] < counts["none"]
-
-
 def test_a_pretrained_student_is_taken_as_it_is(teacher: Path, dataset: Path, tmp_path: Path):
     student = pretrained(tmp_path / "pretrained", load_tokenizer(reference_for(teacher), "teacher"))
     # So little learning that the weights show where they come from.
@@ -181,6 +166,9 @@ def test_a_resumed_training_keeps_ties_and_makes_the_same_weights(
     model = load(tmp_path / "resumed")
     assert layer_sharing_of(model.config) == "attention"
     assert parameter_count(model) == whole.parameters
+    first_block, last_block = (group.albert_layers[0] for group in model.albert.encoder.albert_layer_groups)
+    assert first_block.attention.value.weight is last_block.attention.value.weight
+    assert not torch.equal(first_block.ffn.weight, last_block.ffn.weight)
 
 
 def test_the_components_hand_on_what_the_student_is_to_be(teacher: Path, dataset: Path, tmp_path: Path):
@@ -211,8 +199,10 @@ def test_the_components_hand_on_what_the_student_is_to_be(teacher: Path, dataset
     )  # fmt: skip
     found = {}
     for name in ("student", "albert"):
-        config = load(tmp_path / name).config
-        found[name] = (layer_sharing_of(config), config.embedding_size, config.num_hidden_layers)
+        model, manifest = load(tmp_path / name), ModelManifest.load(tmp_path / name)
+        found[name] = (layer_sharing_of(model.config), model.config.embedding_size, model.config.num_hidden_layers)
+        assert manifest.hyperparameters["layer_sharing"] == found[name][0]
+        assert manifest.parameters == parameter_count(model)
     assert found == {"student": ("ffn", 8, 2), "albert": ("attention", 4, 2)}
 
 

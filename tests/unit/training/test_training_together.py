@@ -25,7 +25,8 @@ from stillhouse.training import DistillationSettings, DistillConfig, FinetuneCon
 from stillhouse.training.checkpoints import CheckpointStore
 from stillhouse.training.scale import ScaleConfig
 from stillhouse.training.staging import Work
-from stillhouse.training.trainer import _GroupedSampler, _Watch
+from stillhouse.training.trainer import _GroupedSampler
+from stillhouse.training.watch import Watch
 
 # Dropout is drawn by each process for itself, so the curves can only be the same without it.
 SCRATCH = (
@@ -79,7 +80,7 @@ def test_the_best_checkpoint_is_found_again_in_a_new_copy_of_the_store(tmp_path:
     for step, found in ((5, str(tmp_path / "checkpoint-5")), (6, None), (None, None)):
         # As the trainer restores it: the step, and no path, since the path it was saved with is gone.
         state = TrainerState(best_global_step=step)
-        _Watch(None, CheckpointStore(tmp_path)).on_train_begin(None, state, None)
+        Watch(None, CheckpointStore(tmp_path)).on_train_begin(None, state, None)
         assert state.best_model_checkpoint == found
 
 

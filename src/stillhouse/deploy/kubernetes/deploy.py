@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stillhouse.deploy.canary import CanaryWatch, Verdict, watch_canary
+from stillhouse.deploy.canary.prometheus import Prometheus
 from stillhouse.deploy.config import DeployConfig
 from stillhouse.deploy.kubernetes.access import cluster_access
 from stillhouse.deploy.kubernetes.helm import Helm, HelmError
 from stillhouse.deploy.kubernetes.release import HelmRelease, Revision, SmokeTestFailed
 from stillhouse.deploy.kubernetes.settings import chart_label
 from stillhouse.deploy.kubernetes.values import Pinned, canary_values, pin, release_values, same_release
-from stillhouse.deploy.shelf import PLAIN_TEXTS
+from stillhouse.deploy.smoke import PLAIN_TEXTS
 from stillhouse.deploy.target import Allowed, CanaryWithdrawn, Endpoint, Registry, move_champion, record_service
 from stillhouse.errors import InputError, Problem, ServingError
 from stillhouse.evaluation.table import CHAMPION
@@ -153,6 +154,8 @@ class Change:
         """
         config = self.config
         self.step.progress(1, 4, f"version {pinned.version} as a canary")
+        if config.prometheus_url:
+            Prometheus(config.prometheus_url).now()  # a canary that nobody could judge is not to take any request
         self.allowed()
         self.release.upgrade(canary_values(last.values, config.kubernetes, pinned))
         try:

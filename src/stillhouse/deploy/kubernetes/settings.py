@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from stillhouse.deploy.canary.prometheus import prometheus_problems
 from stillhouse.deploy.kubernetes.schema import schema_problems
-from stillhouse.deploy.prometheus import prometheus_problems
 from stillhouse.errors import Problem
 from stillhouse.redaction import holds_credentials
 

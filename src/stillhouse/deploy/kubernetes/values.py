@@ -12,8 +12,8 @@ from typing import Any
 
 from stillhouse.artifacts import PackageManifest, sha256_file
 from stillhouse.deploy.kubernetes.settings import KubernetesSettings
-from stillhouse.deploy.shelf import PLAIN_TEXTS, PackageSource
-from stillhouse.deploy.smoke import KnownAnswer, known_answers
+from stillhouse.deploy.shelf import PackageSource
+from stillhouse.deploy.smoke import PLAIN_TEXTS, KnownAnswer, known_answers
 from stillhouse.errors import InputError, ManifestError, Problem
 from stillhouse.redaction import holds_credentials
 from stillhouse.registry.tracking import resolve_uri
@@ -62,7 +62,7 @@ def pin(registry: PackageSource, name: str, version: str, rows: Sequence[str | M
             raise ManifestError(str(package), what, "Package it again with that model_name.")
         settings = (package / "triton" / encoder_name(name) / "config.pbtxt").read_text(encoding="utf-8")
         device = "gpu" if "KIND_GPU" in settings else "cpu"
-        answers = tuple(known_answers(package, _limited(rows, manifest.max_text_bytes)))
+        answers = tuple(known_answers(package, _limited(rows)))
         # INT8 and 16-bit kernels differ from one processor to the next by more than the smoke test's tolerance.
         exact = manifest.precision == "fp32" and device == "cpu"
         digest = sha256_file(package / PackageManifest.filename())
@@ -73,19 +73,14 @@ def pin(registry: PackageSource, name: str, version: str, rows: Sequence[str | M
     return Pinned(version=version, digest=digest, device=device, answers=answers, asked=asked)
 
 
-def _limited(rows: Sequence[str | Mapping[str, Any]], longest: int) -> list[str | Mapping[str, Any]]:
-    """As many of the rows as have room, in their order; plain texts where each is too long.
-
-    Args:
-        rows: as `pin` takes them.
-        longest: UTF-8 bytes beyond which the package refuses a text: rows may come from another version's deployment.
-    """
+def _limited(rows: Sequence[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
+    """As many of the rows as have room, in their order; plain texts where each is too long."""
     found: list[str | Mapping[str, Any]] = []
     room = _BYTES
     for row in rows:
         text = row if isinstance(row, str) else str(row["text"])
         size = len(json.dumps(text))
-        if len(found) < _ROWS and size <= room and len(text.encode()) <= longest:
+        if len(found) < _ROWS and size <= room:
             found.append(row)
             room -= size
     return found or list(PLAIN_TEXTS if rows else ())

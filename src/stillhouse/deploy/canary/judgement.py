@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stillhouse.deploy.canary.exact_tests import binomial_tail, fisher
+from stillhouse.deploy.canary.prometheus import prometheus_problems
 from stillhouse.deploy.config import version_problems
-from stillhouse.deploy.exact_tests import binomial_tail, fisher
-from stillhouse.deploy.prometheus import prometheus_problems
 from stillhouse.errors import Problem
 from stillhouse.serving.repository import name_problems
 

@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stillhouse.deploy.judgement import CanaryWatch, Track, Verdict, judge
-from stillhouse.deploy.prometheus import Prometheus, Series, quoted
+from stillhouse.deploy.canary.judgement import CanaryWatch, Track, Verdict, judge
+from stillhouse.deploy.canary.prometheus import Prometheus, Series, quoted
 from stillhouse.errors import InputError, ServerUnavailable
 from stillhouse.progress import Step
 from stillhouse.redaction import redacted
 from stillhouse.serving.repository import encoder_name
 
-__all__ = ["CanaryWatch", "Verdict", "increase", "summarise", "watch_canary"]
+__all__ = ["increase", "summarise", "watch_canary"]
 
 _TRACKS = ("stable", "canary")
 _BEFORE_S = 300.0

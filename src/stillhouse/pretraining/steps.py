@@ -1,0 +1,251 @@
+"""`pretrain`: from a prepared corpus to a checkpoint that `finetune` and `distill` take.
+
+Called in each of several processes that joined (see `stillhouse.training.ranks`), they train one model together, and
+the main process writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.artifacts import CorpusManifest, ModelManifest, digest_json
+from stillhouse.errors import InputError, Problem
+from stillhouse.models import checkpoints
+from stillhouse.models.families import position_limit
+from stillhouse.models.references import parse_reference
+from stillhouse.pretraining.config import PretrainConfig
+from stillhouse.progress import Step
+from stillhouse.training import ranks
+from stillhouse.training.checkpoints import CheckpointStore, open_store
+from stillhouse.training.scale import in_pod
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from stillhouse.pretraining.stream import Recipe
+    from stillhouse.pretraining.trainer import Objective
+    from stillhouse.pretraining.vocabulary import Vocabulary
+
+__all__ = ["pretrain"]
+
+_log = logging.getLogger(__name__)
+_HEAD_LEARNING_RATE = 1e-3
+"""Of a teacher's new head alone, which is fitted faster than a whole model is trained."""
+_RECIPES = {"mlm": "masked language modelling", "mlm+nsp": "masked language modelling and next-sentence prediction",
+            "mlm+sop": "masked language modelling and sentence-order prediction",
+            "triple": "distilled from a language model"}  # fmt: skip
+
+
+def pretrain(config: PretrainConfig, *, corpus_dir: Path, output_dir: Path, step: Step | None = None) -> ModelManifest:
+    """Train a language model on a prepared corpus and write a model artifact, with its losses in `history.json`.
+
+    Raises:
+        InputError: the settings, the model or the teacher will not do.
+    """
+    run = _Run(config, Path(corpus_dir))
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(config.checkpoint_dir, run.key()))
+        stores = [store]
+        objective = run.triple(stack, stores, step) if config.objective == "triple" else run.language()
+        metrics, history = run.train(objective, store, step)
+        ranks.barrier()
+        manifest = run.manifest(objective.model.model, metrics)
+        if not ranks.is_main():
+            return manifest
+        run.save(objective.model.model, Path(output_dir), history, manifest)
+        for one in stores:
+            # In a pod, the model is uploaded, or fetched by the step, after this process.
+            one.finish(handed_over=not in_pod())
+    return ModelManifest.load(output_dir)
+
+
+class _Part(Step):
+    """A part of the step: its progress is counted on from what came before it."""
+
+    def __init__(self, whole: Step, before: int, total: int) -> None:
+        super().__init__(whole.id)
+        self._whole, self._before, self._total = whole, before, total
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        if not self._before and total < self._total:
+            note = f"fitting the teacher's head; {note}" if note else "fitting the teacher's head"
+        self._whole.progress(self._before + done, self._total, note)
+
+
+class _Run:
+    """What the parts of a pretraining share."""
+
+    def __init__(self, config: PretrainConfig, corpus_dir: Path) -> None:
+        from transformers import set_seed
+
+        from stillhouse.pretraining.models import identity
+        from stillhouse.pretraining.stream import Recipe
+        from stillhouse.pretraining.vocabulary import Vocabulary
+
+        if problems := config.problems():
+            raise InputError(problems)
+        self.config = config
+        self.corpus_dir = corpus_dir
+        CorpusManifest.load(corpus_dir)
+        self.inputs = {"corpus": CorpusManifest.digest(corpus_dir)}
+        self.identities = {"model": identity(config.model, "model")}
+        if config.objective == "triple":
+            self.identities["teacher"] = identity(config.teacher, "teacher")
+            if (folder := Path(parse_reference(config.teacher, "teacher").location) / "model.json").is_file():
+                self.inputs["teacher"] = ModelManifest.digest(folder.parent)
+        self.tokenizer: PreTrainedTokenizerFast = checkpoints.load_tokenizer(
+            checkpoints.reference_for(corpus_dir / "tokenizer"), "tokenizer"
+        )
+        self.vocabulary: Vocabulary = Vocabulary.of(self.tokenizer)
+        self.recipe: Recipe = Recipe(
+            length=config.sequence_length,
+            task={"mlm+nsp": "nsp", "mlm+sop": "sop"}.get(config.objective, ""),
+            mask_probability=config.mask_probability,
+            whole_words=config.whole_word_masking,
+            seed=config.seed,
+        )
+        self.facts: dict[str, Any] = {}
+        self.head_steps = 0
+        set_seed(config.seed)
+
+    def language(self) -> Objective:
+        from stillhouse.pretraining.models import build_model
+        from stillhouse.pretraining.trainer import LanguageLoss
+
+        model = build_model(self.config, self.tokenizer)
+        self._check_length(model, "model")
+        return LanguageLoss(model, sentences=bool(self.recipe.task))
+
+    def triple(self, stack: ExitStack, stores: list[CheckpointStore], step: Step | None) -> Objective:
+        """The student and its teacher, whose head is fitted first where it has none."""
+        from transformers import set_seed
+
+        from stillhouse.pretraining.models import build_model, follow_layers, load_teacher, masked_student
+        from stillhouse.pretraining.trainer import TripleLoss
+
+        config = self.config
+        teacher, fresh = load_teacher(config, self.tokenizer)
+        self._check_length(teacher, "teacher")
+        student = None
+        made = parse_reference(config.model, "model").kind == "teacher"
+        if not made:
+            student = build_model(config, self.tokenizer)
+            self._check_length(student, "model")
+            if config.cosine_weight and student.config.hidden_size != teacher.config.hidden_size:
+                what = (f"{config.cosine_weight:g} compares hidden states of width {student.config.hidden_size} with "
+                        f"the teacher's of width {teacher.config.hidden_size}.")  # fmt: skip
+                raise InputError(Problem("cosine_weight", what, "Set it to 0, or give a model as wide as its teacher."))
+        layers = follow_layers(config, teacher, student.config.num_hidden_layers if student else None)
+        self.facts["layers"] = list(layers)
+        if fresh:
+            self.head_steps = config.head_steps
+            store = stack.enter_context(open_store(config.checkpoint_dir, f"{self.key()}-head"))
+            stores.append(store)
+            self.facts["teacher_perplexity"] = round(self._fit_head(teacher, store, step), 4)
+            set_seed(config.seed)
+        if student is None:
+            student = masked_student(teacher, layers, self._dropout())
+        return TripleLoss(student, teacher, layers, config)
+
+    def train(
+        self, objective: Objective, store: CheckpointStore, step: Step | None
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        from stillhouse.pretraining.trainer import train
+
+        config = self.config
+        total = self.head_steps + config.steps
+        return train(
+            config,
+            objective=objective,
+            recipe=self.recipe,
+            vocabulary=self.vocabulary,
+            corpus_dir=self.corpus_dir,
+            store=store,
+            steps=config.steps,
+            evaluations=config.evaluations,
+            learning_rate=config.learning_rate,
+            step=_Part(step, self.head_steps, total) if step else None,
+        )
+
+    def _fit_head(self, teacher: Any, store: CheckpointStore, step: Step | None) -> float:
+        """Train the teacher's new head, tied to its embeddings, with all else as it is; the held-out perplexity."""
+        import torch
+
+        from stillhouse.pretraining.shards import read_shard, shard_paths
+        from stillhouse.pretraining.trainer import LanguageLoss, train
+
+        config = self.config
+        objective = LanguageLoss(teacher, sentences=False, head_only=True)
+        parts = objective.model.parts
+        shard = read_shard(shard_paths(self.corpus_dir, "train")[0])
+        counts = torch.bincount(torch.tensor(shard.tokens), minlength=teacher.config.vocab_size)
+        with torch.no_grad():
+            # From predicting each token as often as it occurs, from what the encoder says of the position.
+            dense = teacher.get_submodule(parts.transform)
+            dense.weight.copy_(torch.eye(len(dense.weight)))
+            dense.bias.zero_()
+            teacher.get_parameter(parts.bias).copy_(torch.log((counts + 1) / (counts.sum() + len(counts))))
+        metrics, _ = train(
+            config,
+            objective=objective,
+            recipe=self.recipe,
+            vocabulary=self.vocabulary,
+            corpus_dir=self.corpus_dir,
+            store=store,
+            steps=config.head_steps,
+            evaluations=1,
+            learning_rate=_HEAD_LEARNING_RATE,
+            step=_Part(step, 0, config.head_steps + config.steps) if step else None,
+        )
+        _log.info("the teacher's new head: held-out perplexity %.1f", metrics["perplexity"])
+        return metrics["perplexity"]
+
+    def _dropout(self) -> dict[str, Any]:
+        own = checkpoints.load_config(parse_reference(self.config.teacher, "teacher"), "teacher")
+        return {name: getattr(own, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
+
+    def _check_length(self, model: Any, parameter: str) -> None:
+        limit, length = position_limit(model.config), self.config.sequence_length
+        if limit and length > limit:
+            what = f"{length} exceeds the {limit} positions of the {parameter}."
+            raise InputError(Problem("sequence_length", what, f"Give at most {limit}."))
+
+    def key(self) -> str:
+        """Digest of all that determines the training; where checkpoints are kept does not."""
+        settings = {k: v for k, v in dataclasses.asdict(self.config).items() if k != "checkpoint_dir"}
+        if ranks.world_size() > 1:
+            settings["processes"] = ranks.world_size()  # they decide the sequences of a step
+        body = {"settings": settings, "inputs": self.inputs, "checkpoints": self.identities}
+        return f"pretrain-{digest_json(body)[:16]}"
+
+    def manifest(self, model: PreTrainedModel, metrics: dict[str, float]) -> ModelManifest:
+        config = self.config
+        left_out = ("name", "checkpoint_dir", "code_version")
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
+        together = {"processes": ranks.world_size()} if ranks.world_size() > 1 else {}
+        return ModelManifest(
+            producer="pretrain",
+            inputs=self.inputs,
+            name=config.name,
+            task="pretraining",
+            recipe=_RECIPES[config.objective],
+            family=model.config.model_type,
+            label_names=[],
+            parameters=checkpoints.parameter_count(model),
+            max_length=config.sequence_length,
+            hyperparameters={**settings, **together, **self.facts},
+            metrics=metrics,
+        )
+
+    def save(
+        self, model: PreTrainedModel, output_dir: Path, history: list[dict[str, Any]], manifest: ModelManifest
+    ) -> None:
+        checkpoints.save_model(model, output_dir)
+        self.tokenizer.save_pretrained(output_dir)
+        (output_dir / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+        manifest.save(output_dir)

@@ -1,0 +1,77 @@
+"""A run with extra candidates: one is served like any other, and one that cannot be is measured all the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CACHED_STEPS, UNCACHED_STEPS, Home, Run
+from family_checkpoints import POSITIONS, write_checkpoint
+
+from stillhouse.data.demo import reviews
+from stillhouse.registry import MlflowRegistry
+
+pytestmark = pytest.mark.slow
+
+EXTRA_STEPS = {"finetune-roberta", "package-roberta", "finetune-odd", "package-odd"}
+
+
+@pytest.fixture(scope="module")
+def home(make_home: Callable[[str], Home]) -> Home:
+    return make_home("extra-candidates")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    texts = [text for text, _ in reviews(100, seed=3)]
+    for family in ("roberta", "xlnet"):
+        write_checkpoint(folder / family, family, texts)
+    small = "num_hidden_layers=1&hidden_size=16&num_attention_heads=2&intermediate_size=16&vocab_size=300"
+    return {
+        "extra_candidates": json.dumps([f"{folder}/roberta", f"odd={folder}/xlnet"]), "extra_epochs": 0.5,
+        "teacher": f"scratch://bert?{small}", "albert": f"scratch://albert?{small}&embedding_size=8",
+        "distill_layers": "1", "teacher_epochs": 0.2, "student_epochs": 0.2, "albert_epochs": 0.2,
+        "max_train_rows": 128, "max_validation_rows": 32, "max_test_rows": 64, "max_length": POSITIONS,
+        "evaluations_per_epoch": 1, "bootstrap_samples": 100, "precisions": "fp32",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def first(home: Home, settings: dict[str, Any]) -> Run:
+    run = home.run("tiny", **settings)
+    assert run.returncode == 0, run.stderr + run.stdout
+    return run
+
+
+def test_each_is_fine_tuned_packaged_and_measured(first: Run):
+    assert first.steps("finished") == CACHED_STEPS | UNCACHED_STEPS | EXTRA_STEPS
+    evaluation = first.evaluation()
+    assert [c["name"] for c in evaluation["candidates"]] == ["teacher", "student", "albert", "roberta"]
+    roberta = evaluation["candidates"][-1]
+    assert (roberta["family"], roberta["precision"]) == ("roberta", "fp32")
+    assert roberta["latency_ms"]["p95"] > 0 and roberta["parity"]["max_difference"] < 1e-3
+    (odd,) = evaluation["unservable"]
+    assert (odd["name"], odd["family"]) == ("odd", "xlnet")
+    assert "xlnet models cannot be packaged" in odd["reason"]
+    assert evaluation["choice"]["name"] != "odd"
+    for text in ("roberta", "odd cannot be served: xlnet models cannot be packaged"):
+        assert text in first.stdout, text
+    assert odd["reason"] in (Path(first.result("register")["evaluation_dir"]) / "report.html").read_text()
+
+
+def test_the_report_command_shows_them_and_the_registry_keeps_their_lineage(first: Run, home: Home):
+    report = home.stillhouse("report")
+    assert "odd cannot be served" in report.stdout and "roberta" in report.stdout
+    tags = MlflowRegistry(f"sqlite:///{home.folder}/mlflow.db").tags("tiny", "1")
+    assert {f"model_digest.{name}" for name in ("teacher", "student", "albert", "roberta", "odd")} <= set(tags)
+
+
+def test_without_one_of_them_only_the_comparison_is_made_anew(first: Run, home: Home, settings: dict[str, Any]):
+    _, odd = json.loads(settings["extra_candidates"])
+    run = home.run("tiny", **{**settings, "extra_candidates": json.dumps([odd])})
+    assert run.returncode == 0, run.stderr
+    assert run.steps("started") == {*UNCACHED_STEPS, "evaluate"}
+    assert run.steps("cached") == (CACHED_STEPS | {"finetune-odd", "package-odd"}) - {"evaluate"}
+    assert [c["name"] for c in run.evaluation()["candidates"]] == ["teacher", "student", "albert"]
