@@ -16,7 +16,7 @@ from stillhouse.comparison.report import write_report
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subjects
 from stillhouse.data.location import public_name
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.families import position_limit
+from stillhouse.models.families import classifies, position_limit
 from stillhouse.models.named import PUBLISHED
 from stillhouse.progress import Step
 from stillhouse.tasks import get_task
@@ -179,18 +179,10 @@ def _limits(subject: Subject, config: CompareConfig) -> list[Problem]:
     if limit is not None and config.length > limit:
         what = f"{config.length} exceeds the {limit} positions of {subject.text!r}."
         found.append(Problem("--length", what, f"Give at most {limit}."))
-    if (config.measure or config.data) and not _classifies(subject.family):
+    if (config.measure or config.data) and not classifies(subject.config, get_task(TASK).auto_class):
         what = f"{subject.text!r} is of the family {subject.family!r}, which cannot be trained as a classifier."
         found.append(Problem(WHERE, what, "Leave it out, or give --no-measure."))
     return found
-
-
-def _classifies(family: str) -> bool:
-    """Whether the family has the task's head."""
-    from transformers.models.auto import modeling_auto
-
-    assert get_task(TASK).auto_class == "AutoModelForSequenceClassification"
-    return family in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 
 def _vocabulary(subject: Subject) -> int:

@@ -145,8 +145,9 @@ def markdown(document: Mapping[str, Any]) -> str:
         parts.append(
             f"Measured in FP32 in PyTorch, a process for each model, by turns over {settings['rounds']} rounds; "
             f"sentences of {settings['length']} tokens, batches of {settings['batch_size']}; ratios are against "
-            f"{models[0]['name']}. Memory is the peak of the process that answers, and the model's what that is above the "
-            f"libraries; a step is one of training, with AdamW. {machine['processor']}, {machine['threads']} threads.\n"
+            f"{models[0]['name']}. Memory is the peak of the process that answers, and the model's what that is above "
+            f"the libraries; a step is one of training, with AdamW. {machine['processor']}, {machine['threads']} "
+            "threads.\n"
         )
     parts += [f"- **{use}**: {entry['model']}. {entry['reason']}" for use, entry in document["recommendations"].items()]
     said = notes(document)

@@ -108,6 +108,16 @@ def test_a_model_that_fails_says_what_it_wrote(checkpoint: Path, tmp_path: Path)
         compare(CompareConfig(models=(str(broken),), length=8, rounds=1))
 
 
+def test_what_cannot_classify_is_counted_but_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text('{"model_type": "bert-generation", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, '
+                    '"num_attention_heads": 2, "intermediate_size": 16}', encoding="utf-8")  # fmt: skip
+    with pytest.raises(InputError, match="cannot be trained as a classifier"):
+        compare(CompareConfig(models=(str(path),), length=8))
+    document = compare(CompareConfig(models=(str(path),), length=8, measure=False))
+    assert document["models"][0]["name"] == "odd" and document["models"][0]["parameters"] > 0
+
+
 def test_rows_at_fault_are_filed_under_the_options(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\ngood,1\n,0\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The script behind docs/science.md: its cache, its budget and its marks; and every part, in its shortest form."""
+"""The script behind docs/science.md: its cache, its budget and its marks, and two parts in their shortest form."""
 
 from __future__ import annotations
 
@@ -128,3 +128,22 @@ def test_the_first_part_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", ["papers.py", "parameters", "--output", str(tmp_path / "out")])
     assert papers.main() == 0
     assert "| albert-xxlarge | 235M | 222.6M | -5.3% |" in (tmp_path / "out" / "parameters.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_a_part_that_pretrains_runs_and_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from papers_study import DATA
+
+    if not (DATA / "wiki_en").is_dir():
+        pytest.skip(f"the corpus is not at {DATA}")
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["papers.py", "sentences", "--scale", "quick", "--budget", "1"])
+    assert papers.main() == 0
+    assert "pretrained-sentences-sop: made in" in capsys.readouterr().out
+    table = (tmp_path / "papers" / "tables" / "sentences.md").read_text(encoding="utf-8")
+    assert "| NSP | " in table and " 86.5 |" in table and "the commoner label always" in table
+    assert papers.main() == 0
+    assert "made in" not in capsys.readouterr().out
+    assert (tmp_path / "papers" / "tables" / "sentences.md").read_text(encoding="utf-8") == table
