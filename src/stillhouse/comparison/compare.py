@@ -142,6 +142,7 @@ def _run(
             processes,
             loaded,
             rounds=config.rounds,
+            turn_seconds=config.turn_seconds,
             length=config.length,
             batch_size=config.batch_size,
             vocabulary=min(_vocabulary(subject) for subject in subjects),

@@ -27,6 +27,8 @@ class CompareConfig:
     """Sentences in a batch, for throughput and for a training step."""
     rounds: int = 5
     """Times that all models are measured, by turns."""
+    turn_seconds: float = 1.0
+    """Seconds of calls that a model is timed for when it is its turn, if a single call does not take longer."""
     threads: int = 0
     """Threads of one process; 0 takes every core that this one may use."""
     data: str = ""
@@ -55,6 +57,8 @@ class CompareConfig:
         ):
             if not least <= value <= most:
                 found.append(Problem(option, f"{value} will not do.", f"Give a whole number from {least} to {most}."))
+        if not self.turn_seconds > 0:
+            found.append(Problem("turn_seconds", f"{self.turn_seconds:g} will not do.", "Give a number above 0."))
         if not 0 < self.min_retention <= 1:
             what = f"{self.min_retention:g} is not a share."
             found.append(Problem("--min-retention", what, "Give a number above 0, at most 1."))

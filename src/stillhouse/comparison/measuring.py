@@ -24,21 +24,20 @@ _WARM = 2
 
 @dataclass(frozen=True)
 class _Phase:
-    """One kind of figure, and how long a turn of it is to take."""
+    """One kind of figure, and how many calls make a turn of it."""
 
     name: str
     do: str
-    seconds: float
     fewest: int
     most: int
     warm: int
 
 
 _PHASES = (
-    _Phase("latency", "time", 1.0, 5, 50, _WARM),
-    _Phase("throughput", "time", 1.0, 1, 20, 1),
+    _Phase("latency", "time", 5, 50, _WARM),
+    _Phase("throughput", "time", 1, 20, 1),
     # The first step also makes the optimizer's state.
-    _Phase("training", "train", 1.0, 1, 10, 1),
+    _Phase("training", "train", 1, 10, 1),
 )
 
 
@@ -91,6 +90,7 @@ def measure_all(
     loaded: dict[str, Loaded],
     *,
     rounds: int,
+    turn_seconds: float,
     length: int,
     batch_size: int,
     vocabulary: int,
@@ -103,6 +103,7 @@ def measure_all(
         processes: the loaded models.
         loaded: what loading them told.
         rounds: turns of each model, for each figure.
+        turn_seconds: how long a turn takes about.
         length: tokens of a sentence.
         batch_size: sentences of a batch.
         vocabulary: token ids are below it, for all models the same ones.
@@ -126,7 +127,7 @@ def measure_all(
                 step.progress(done, total, f"round {round_ + 1} of {rounds}: {phase.name} of {process.name}")
                 if process.name not in calls:
                     (once,) = process.ask(phase.do, **shape, calls=1, warm=1)["seconds"]
-                    calls[process.name] = min(phase.most, max(phase.fewest, int(phase.seconds / once)))
+                    calls[process.name] = min(phase.most, max(phase.fewest, int(turn_seconds / once)))
                 asked = {**shape, "calls": calls[process.name], "warm": phase.warm}
                 turns[phase.name][process.name].append(process.ask(phase.do, **asked)["seconds"])
                 done += 1

@@ -69,7 +69,7 @@ def test_two_models_by_turns_and_a_quality_for_the_one_that_has_a_head(
     small, large = f"scratch://bert?{SMALL}&num_hidden_layers=1", f"scratch://bert?{SMALL}&num_hidden_layers=8"
     step = Heard()
     config = CompareConfig(
-        models=(large, small, str(checkpoint)), length=32, batch_size=2, rounds=2, threads=1, data=str(rows),
+        models=(large, small, str(checkpoint)), length=32, batch_size=2, rounds=2, turn_seconds=0.2, threads=1, data=str(rows),
         text_column="review", label_column="verdict",
     )  # fmt: skip
     document = compare(config, output_dir=tmp_path / "new" / "out", step=step)
