@@ -21,7 +21,7 @@ BYTES_PER_PARAMETER = 4
 """FP32."""
 
 
-_TABLES = frozenset("mask_emb shared".split())
+_TABLES = ("mask_emb", "shared.weight")
 """Tables of embeddings that are not called so: XLNet's, BART's."""
 
 
@@ -48,7 +48,7 @@ def part_of(name: str) -> str:
     # What stands inside a numbered layer is that layer's, whatever it is called there.
     if any(part.isdecimal() for part in parts):
         return "encoder"
-    if any("embed" in part or part in _TABLES for part in parts):
+    if any("embed" in part for part in parts) or name in _TABLES:
         return "embedding"
     return "pooler" if parts[0] == "pooler" else "encoder"
 
