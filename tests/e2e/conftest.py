@@ -1,6 +1,7 @@
 """Runs of the whole pipeline through the command line, as a user starts them."""
 
 import contextlib
+import csv
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 from containers import MlflowServer
 from postgresql import PostgresqlMissing, postgresql
 
+from stillhouse.data.demo import reviews
 from stillhouse.serving.triton import free_ports
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -79,6 +81,15 @@ class Home:
 
     def runs(self) -> list[Path]:
         return sorted((self.folder / "runs").glob("*"))
+
+
+def write_reviews(path: Path, rows: int, seed: int = 5) -> Path:
+    """A CSV file of labelled reviews, in the columns `review` and `verdict`."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["review", "verdict"])
+        writer.writerows(reviews(rows, seed))
+    return path
 
 
 @pytest.fixture(scope="session")

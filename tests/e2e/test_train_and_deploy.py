@@ -1,7 +1,5 @@
 """The main job as a whole: train, distil, compare, register, serve; then again, changed, killed, and wrong."""
 
-import csv
-import os
 import signal
 import subprocess
 import sys
@@ -13,20 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from conftest import CACHED_STEPS, UNCACHED_STEPS, Home, Run
+from conftest import CACHED_STEPS, UNCACHED_STEPS, Home, Run, write_reviews
 
-from stillhouse.data.demo import reviews
 from stillhouse.serving.triton import free_ports
 
 pytestmark = pytest.mark.slow
-
-
-def write_reviews(path: Path, rows: int, seed: int = 5) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["review", "verdict"])
-        writer.writerows(reviews(rows, seed))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -195,20 +184,6 @@ def test_a_run_that_was_killed_twice_continues_where_it_was(make_home: Callable[
 def first_progress(run: Run) -> int:
     """The first step of the student's training that a run reported."""
     return next(e["done"] for e in run.events() if e["step"] == "distill-student" and e["event"] == "progress")
-
-
-def test_a_changed_source_is_read_again(make_home: Callable[[str], Home], tmp_path: Path):
-    home = make_home("changed")
-    source = write_reviews(tmp_path / "reviews.csv", 400)
-    settings = {"data": source, "text_column": "review", "label_column": "verdict", "teacher_epochs": 0.1,
-                "student_epochs": 0.1, "albert_epochs": 0.1, "bootstrap_samples": 200}  # fmt: skip
-    assert home.run("tiny", **settings).returncode == 0
-    os.utime(source)  # touched, not changed
-    assert home.run("tiny", **settings).steps("started") == UNCACHED_STEPS
-    with source.open("a", encoding="utf-8") as file:
-        file.write("Simply the best evening of the year.,positive\n")
-    # There is still no champion to fetch.
-    assert home.run("tiny", **settings).steps("started") == CACHED_STEPS - {"fetch-champion"} | UNCACHED_STEPS
 
 
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_registered(make_home: Callable[[str], Home], tmp_path: Path):

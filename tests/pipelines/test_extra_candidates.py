@@ -66,6 +66,12 @@ def test_the_loop_is_over_texts_that_the_inspection_found(spec: dict[str, Any], 
         assert name == group or not [key for key in given if "loop-item" in key], name
 
 
+def test_the_loop_is_given_what_a_run_says_of_the_machines(spec: dict[str, Any], loop: tuple[str, dict[str, Any]]):
+    given = set(spec["components"][loop[0]]["inputDefinitions"]["parameters"])
+    for name in ("node_selector", "tolerations", "train_cpu", "train_memory", "gpu_type", "inspect-source-gpus"):
+        assert f"pipelinechannel--{name}" in given, name
+
+
 def test_a_run_takes_one_of_two_ways(spec: dict[str, Any], loop: tuple[str, dict[str, Any]]):
     ways = {
         name: tasks

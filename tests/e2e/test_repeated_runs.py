@@ -1,12 +1,13 @@
-"""A run with extra candidates: one is served like any other, and one that cannot be is measured all the same."""
+"""A run with extra candidates, one of which cannot be served; the same again; and again with a changed source."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CACHED_STEPS, UNCACHED_STEPS, Home, Run
+from conftest import CACHED_STEPS, UNCACHED_STEPS, Home, Run, write_reviews
 from family_checkpoints import POSITIONS, write_checkpoint
 
 from stillhouse.data.demo import reviews
@@ -19,22 +20,22 @@ EXTRA_STEPS = {"finetune-roberta", "package-roberta", "finetune-odd", "package-o
 
 @pytest.fixture(scope="module")
 def home(make_home: Callable[[str], Home]) -> Home:
-    return make_home("extra-candidates")
+    return make_home("repeated")
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("checkpoints")
+    folder = tmp_path_factory.mktemp("repeated-input")
     texts = [text for text, _ in reviews(100, seed=3)]
     for family in ("roberta", "xlnet"):
         write_checkpoint(folder / family, family, texts)
     small = "num_hidden_layers=1&hidden_size=16&num_attention_heads=2&intermediate_size=16&vocab_size=300"
     return {
+        "data": write_reviews(folder / "reviews.csv", 400), "text_column": "review", "label_column": "verdict",
         "extra_candidates": json.dumps([f"{folder}/roberta", f"odd={folder}/xlnet"]), "extra_epochs": 0.5,
         "teacher": f"scratch://bert?{small}", "albert": f"scratch://albert?{small}&embedding_size=8",
         "distill_layers": "1", "teacher_epochs": 0.2, "student_epochs": 0.2, "albert_epochs": 0.2,
-        "max_train_rows": 128, "max_validation_rows": 32, "max_test_rows": 64, "max_length": POSITIONS,
-        "evaluations_per_epoch": 1, "bootstrap_samples": 100, "precisions": "fp32",
+        "max_length": POSITIONS, "bootstrap_samples": 200, "precisions": "fp32",
     }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def first(home: Home, settings: dict[str, Any]) -> Run:
     return run
 
 
-def test_each_is_fine_tuned_packaged_and_measured(first: Run):
+def test_each_extra_candidate_is_fine_tuned_packaged_and_measured(first: Run):
     assert first.steps("finished") == CACHED_STEPS | UNCACHED_STEPS | EXTRA_STEPS
     evaluation = first.evaluation()
     assert [c["name"] for c in evaluation["candidates"]] == ["teacher", "student", "albert", "roberta"]
@@ -68,10 +69,26 @@ def test_the_report_command_shows_them_and_the_registry_keeps_their_lineage(firs
     assert {f"model_digest.{name}" for name in ("teacher", "student", "albert", "roberta", "odd")} <= set(tags)
 
 
+def test_an_equal_run_finds_every_turn_of_the_loop_in_the_cache(first: Run, home: Home, settings: dict[str, Any]):
+    os.utime(settings["data"])  # touched, not changed
+    again = home.run("tiny", **settings)
+    assert again.returncode == 0, again.stderr
+    assert again.steps("started") == UNCACHED_STEPS
+    assert again.steps("cached") == CACHED_STEPS | EXTRA_STEPS
+
+
 def test_without_one_of_them_only_the_comparison_is_made_anew(first: Run, home: Home, settings: dict[str, Any]):
     _, odd = json.loads(settings["extra_candidates"])
     run = home.run("tiny", **{**settings, "extra_candidates": json.dumps([odd])})
     assert run.returncode == 0, run.stderr
     assert run.steps("started") == {*UNCACHED_STEPS, "evaluate"}
     assert run.steps("cached") == (CACHED_STEPS | {"finetune-odd", "package-odd"}) - {"evaluate"}
-    assert [c["name"] for c in run.evaluation()["candidates"]] == ["teacher", "student", "albert"]
+
+
+def test_a_changed_source_is_read_again(first: Run, home: Home, settings: dict[str, Any]):
+    with settings["data"].open("a", encoding="utf-8") as file:
+        file.write("Simply the best evening of the year.,positive\n")
+    run = home.run("tiny", **{**settings, "extra_candidates": "[]"})
+    assert run.returncode == 0, run.stderr
+    # There is still no champion to fetch.
+    assert run.steps("started") == CACHED_STEPS - {"fetch-champion"} | UNCACHED_STEPS
