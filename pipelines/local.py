@@ -148,7 +148,8 @@ def local_defaults(arguments: Mapping[str, Any], pipeline: Pipeline = TRAIN_AND_
         value = filled[name]
         if value and "://" not in value:
             filled[name] = str(Path(value).expanduser().absolute())
-    filled[PARAMETER] = [_at_home(item) for item in filled[PARAMETER]]
+    if PARAMETER in filled:
+        filled[PARAMETER] = [_at_home(item) for item in filled[PARAMETER]]
     return filled
 
 

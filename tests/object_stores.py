@@ -37,6 +37,9 @@ def s3(bucket: str) -> Iterator[Any]:
         store = s3fs.S3FileSystem()
         store.mkdir(bucket)
         yield store
+        # Moto keeps what it holds in this process, for whoever starts it here again.
+        store.invalidate_cache()
+        store.rm(bucket, recursive=True)
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 

@@ -45,7 +45,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str]]]:
     """Requests that reach the client; tests/serving asks a real server through it."""
     requests: list[tuple[str, str, list[str]]] = []
 
-    def answer(url: str, model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def answer(url: str, model: str, texts: Sequence[str], **_: Any) -> list[dict[str, Any]]:
         requests.append((url, model, list(texts)))
         return [{"PROBABILITIES": [0.25, 0.75], "LABEL": text[:1], "model_version": "3"} for text in texts]
 
@@ -98,7 +98,7 @@ def test_predict_reads_lines_in_blocks_and_keeps_blank_ones(served: list[Any]) -
 def test_predict_counts_refused_texts_over_all_lines(
     run_main: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def answer(url: str, model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def answer(url: str, model: str, texts: Sequence[str], **_: Any) -> list[dict[str, Any]]:
         if "long" in texts:
             problems = [Problem(f"texts[{texts.index('long')}]", "is long."), Problem("texts[4:8]", "odd.")]
             raise InputError([*problems, Problem("model", "is gone.")])

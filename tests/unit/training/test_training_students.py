@@ -191,7 +191,7 @@ def test_the_components_hand_on_what_the_student_is_to_be(teacher: Path, dataset
 
     distill.python_func(
         name="student", student="teacher://albert?layer_sharing=ffn", layers="1,2", albert_embedding_size=8,
-        albert_layers=2, **common, **outputs("student"),
+        albert_layers=2, prune_heads=0.0, prune_ffn=0.0, sparsity=0.0, prune_epochs=1.0, **common, **outputs("student"),
     )  # fmt: skip
     finetune.python_func(
         name="albert", checkpoint="teacher://albert?layer_sharing=attention", embedding_size=4, layers=2, **common,
