@@ -11,6 +11,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from stillhouse.errors import InputError, Problem
 from stillhouse.pipelines.catalogue import PIPELINES, TRAIN_AND_DEPLOY, Pipeline
+from stillhouse.pipelines.checked_yaml import read_mapping, read_text
 
 __all__ = ["Parameter", "arguments_for", "parameters", "preset_names", "read_preset"]
 
@@ -67,12 +68,43 @@ def preset_names(pipeline: Pipeline = TRAIN_AND_DEPLOY) -> list[str]:
 def read_preset(name: str, pipeline: Pipeline = TRAIN_AND_DEPLOY) -> dict[str, Any]:
     """A preset's values by parameter.
 
+    Args:
+        name: of a preset that comes with this release; or the path of a YAML file (`.yaml`, `.yml`) of parameters,
+            whose key `preset` names the one that it starts from, if any.
+        pipeline: whose preset it is.
+
     Raises:
-        InputError: there is no such preset.
+        InputError: there is no such preset, or the file is none; everything that is wrong with its form.
     """
+    base, own = _layers(name, pipeline)
+    return {**base, **own}
+
+
+def _layers(name: str, pipeline: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of a preset that comes with this release, and those of the user's file."""
+    if not name.endswith((".yaml", ".yml")):
+        return _bundled(name, "--preset", pipeline), {}
+    try:
+        text = read_text(name)
+    except ValueError as error:
+        remedy = f"Choose one of: {', '.join(preset_names(pipeline))}, or give the path of a file of parameters."
+        raise InputError(Problem("--preset", f"{name!r} cannot be read: {error}.", remedy)) from None
+    own, found = read_mapping(name, text, "Write parameters in it, as NAME: VALUE.")
+    base: dict[str, Any] = {}
+    if own is not None and (start := own.pop("preset", None)) is not None:
+        try:
+            base = _bundled(start, f"{name}: preset", pipeline)
+        except InputError as error:
+            found += error.problems
+    if own is None or found:
+        raise InputError(found)
+    return base, {str(key): value for key, value in own.items()}
+
+
+def _bundled(name: Any, where: str, pipeline: Pipeline) -> dict[str, Any]:
     known = preset_names(pipeline)
     if name not in known:
-        raise InputError(Problem("--preset", f"{name!r} is unknown.", f"Choose one of: {', '.join(known)}."))
+        raise InputError(Problem(where, f"{name!r} is unknown.", f"Choose one of: {', '.join(known)}."))
     text = (_presets(pipeline) / f"{name}.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     assert isinstance(values, dict), name
@@ -96,10 +128,10 @@ def arguments_for(
     What is wrong is left out of the arguments, so that the rest can still be checked.
 
     Args:
-        preset: name of a preset.
+        preset: as `read_preset` takes it.
         settings: what goes before the preset.
-        cluster: values of a cluster, which go before the preset, and after the settings; those that are of another
-            pipeline alone are passed over. A preset that deploys on this
+        cluster: values of a cluster, which go before a preset that comes with this release, and after the user's own
+            file and settings; those that are of another pipeline alone are passed over. A preset that deploys on this
             machine deploys nothing there.
         complete: whether every parameter without a default must be given.
         pipeline: whose arguments they are.
@@ -108,13 +140,16 @@ def arguments_for(
     found: list[Problem] = []
     values: dict[str, Any] = {name: p.default for name, p in known.items() if p.default is not None}
     try:
-        given: Mapping[str, Any] = read_preset(preset, pipeline)
+        layers = _layers(preset, pipeline)
     except InputError as error:
         found.extend(error.problems)
-        given = read_preset(pipeline.fallback_preset, pipeline)  # so that the rest can be checked
-    if cluster is not None and given.get("deploy_target") == "local":
-        given = {**given, "deploy_target": "none"}
-    texts: dict[str, Any] = {**given, **_of_pipeline(pipeline, cluster or {}, known)}
+        layers = _layers(pipeline.fallback_preset, pipeline)  # so that the rest can be checked
+    if cluster is not None:
+        for layer in layers:
+            if layer.get("deploy_target") == "local":
+                layer["deploy_target"] = "none"
+    base, own = layers
+    texts: dict[str, Any] = {**base, **_of_pipeline(pipeline, cluster or {}, known), **own}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:

@@ -1,6 +1,7 @@
 """Parameters, presets and settings."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,37 @@ def test_all_that_is_wrong_is_reported_at_once():
 def test_data_must_be_given_where_the_preset_has_none():
     _, problems = arguments_for("base", [])
     assert [p.where for p in problems] == ["data"]
+
+
+def test_a_file_of_ones_own_is_a_preset(tmp_path: Path):
+    own = tmp_path / "ours.yaml"
+    own.write_text(
+        "preset: demo\ndata: ours.csv\npolicy: memory\nseed: 7\nserving_values:\n  resources: {limits: {memory: 2Gi}}\n"
+    )
+    values, problems = arguments_for(str(own), ["seed=8"], cluster={"policy": "quality", "teacher": "hub://a/b"})
+    assert problems == []
+    assert (values["data"], values["teacher"]) == ("ours.csv", "hub://a/b"), "the cluster goes before the demo"
+    assert values["policy"] == "memory", "and the file before the cluster"
+    assert values["seed"] == 8, "and a setting before the file"
+    assert values["serving_values"] == {"resources": {"limits": {"memory": "2Gi"}}}
+    assert values["max_length"] == arguments_for("demo", [])[0]["max_length"]
+    own.write_text("data: ours.csv\n")  # starts from the parameters' own defaults
+    assert arguments_for(str(own), [])[0]["teacher"] == parameters()["teacher"].default
+
+
+def test_all_that_is_wrong_with_a_file_of_ones_own_is_told(tmp_path: Path):
+    own = tmp_path / "ours.yaml"
+    own.write_text("preset: huge\nseed: 1\nseed: 2\n")
+    _, problems = arguments_for(str(own), ["polcy=memory"])
+    assert [p.where for p in problems][-1] == "polcy"
+    assert {p.where for p in problems} >= {f"{own}: line 3", f"{own}: preset", "polcy"}
+    own.write_text("data: ours.csv\nsed: 3\npolicy: [memory]\n3: 4\n")
+    assert {p.where for p in arguments_for(str(own), [])[1]} == {"sed", "3"}
+    for text in ("- data", "a: [", ""):
+        own.write_text(text)
+        assert str(own) in [p.where for p in arguments_for(str(own), [])[1]]
+    (problem, *_) = arguments_for(str(tmp_path / "absent.yaml"), [])[1]
+    assert problem.where == "--preset" and "No such file" in problem.what
 
 
 def test_an_unknown_preset_names_the_known():

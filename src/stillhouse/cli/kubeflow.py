@@ -73,8 +73,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         "-p",
-        metavar="NAME",
-        help="Preset that the parameters start from.  [default: the cluster's]",
+        metavar="NAME|FILE",
+        help="Preset that the parameters start from, or a YAML file of parameters.  [default: the cluster's]",
         show_default=False,
     ),
 ]

@@ -85,7 +85,13 @@ def _stillhouse(
 @app.command()
 def run(
     preset: Annotated[
-        str, typer.Option("--preset", "-p", metavar="NAME", help="Preset that the parameters start from.")
+        str,
+        typer.Option(
+            "--preset",
+            "-p",
+            metavar="NAME|FILE",
+            help="Preset that the parameters start from, or a YAML file of parameters.",
+        ),
     ] = "demo",
     settings: Settings = None,
     as_json: AsJson = False,
@@ -129,8 +135,8 @@ def compile_(
         typer.Option(
             "--preset",
             "-p",
-            metavar="NAME",
-            help="Preset that the defaults come from.  [default: the cluster's]",
+            metavar="NAME|FILE",
+            help="Preset that the defaults come from, or a YAML file of parameters.  [default: the cluster's]",
             show_default=False,
         ),
     ] = "",

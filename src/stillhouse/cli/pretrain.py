@@ -25,7 +25,13 @@ _NOTES = {"student": "  # where the teacher has the same tokenizer"}
 
 def pretrain(
     preset: Annotated[
-        str, typer.Option("--preset", "-p", metavar="NAME", help="Preset that the parameters start from.")
+        str,
+        typer.Option(
+            "--preset",
+            "-p",
+            metavar="NAME|FILE",
+            help="Preset that the parameters start from, or a YAML file of parameters.",
+        ),
     ] = "tiny",
     settings: Annotated[
         list[str] | None,
