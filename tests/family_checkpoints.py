@@ -79,7 +79,11 @@ def _xlnet_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
-    ids: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 2}
+    ids: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
+        # BART's config forgets a number of labels that is not its own default, unless they have names.
+        "id2label": dict(enumerate(LABELS)),
+    }  # fmt: skip
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     if family == "roberta":
         # Positions are counted from the one after <pad>.
