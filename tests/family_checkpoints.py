@@ -94,8 +94,6 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig
             **ids, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
             encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=POSITIONS, bos_token_id=0, eos_token_id=2,
             decoder_start_token_id=2, forced_eos_token_id=2,
-            # Named, since of two labels without names nothing is written, and BART reads three of that.
-            id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
         )  # fmt: skip
     if family == "mobilebert":
         return MobileBertConfig(
