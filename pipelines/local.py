@@ -29,6 +29,8 @@ __all__ = ["LocalSteps", "end_with_parent", "fail", "local_defaults", "run_local
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _CACHE_HIT = re.compile(r"Task (\S+) cache hit")
+_WAY = re.compile(r"-extras'\] == '(yes|no)'")
+"""The condition of what is there twice: with extra candidates, and without."""
 _ANY_CANDIDATE = "extra candidate"
 """Stands for the name in the title of a step that is done for each of them."""
 
@@ -50,16 +52,16 @@ class LocalSteps:
         self.repeated: dict[str, int] = {}
         """How often a step is done, for those of a loop that stand for all its turns."""
         self._turns: dict[str, list[str]] = {}
-        for task_name, task, looped in _tasks(spec, spec.root.dag):
+        for task_name, task, looped in _tasks(spec, spec.root.dag, "yes" if candidates else "no"):
             step_id, title = _step_id(task), task.task_info.name
             turns = {step_id: title}
             if looped and together:
-                turns = {f"{step_id}-extra": title} if candidates else {}
-                self.repeated |= dict.fromkeys(turns, len(candidates))
+                turns = {f"{step_id}-extra": title}
+                self.repeated[f"{step_id}-extra"] = len(candidates)
             elif looped:
                 turns = {f"{step_id}-{name}": title.replace(_ANY_CANDIDATE, name) for name in candidates}
             self._turns[task_name] = list(turns)
-            self.titles |= {known: name for known, name in turns.items() if known not in self.titles}
+            self.titles |= turns
 
     def id_of(self, task_name: str) -> str:
         """The step id of a kfp task; of one in a loop, that of its first turn."""
@@ -71,10 +73,10 @@ class LocalSteps:
 
 
 def _tasks(
-    spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec, looped: bool = False
+    spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec, extras: str, looped: bool = False
 ) -> Iterator[tuple[str, pipeline_spec_pb2.PipelineTaskSpec, bool]]:
     """Leaf tasks, each after those that it depends on, and whether they are in a loop; tasks of an exit handler come
-    before the handler's own.
+    before the handler's own. Of the two ways that a run can take, it is the one for `extras`, `yes` or `no`.
     """
     done: set[str] = set()
     waiting = dict(dag.tasks.items())
@@ -84,10 +86,13 @@ def _tasks(
         for name in sorted(ready, key=_pipeline_order):
             task = waiting.pop(name)
             done.add(name)
+            way = _WAY.search(task.trigger_policy.condition)
+            if way and way[1] != extras:
+                continue
             component = spec.components[task.component_ref.name]
             inside = looped or task.WhichOneof("iterator") is not None
             if component.HasField("dag"):
-                yield from _tasks(spec, component.dag, inside)
+                yield from _tasks(spec, component.dag, extras, inside)
             else:
                 yield name, task, inside
 

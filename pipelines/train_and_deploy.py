@@ -289,6 +289,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
 
                 # A loop over nothing has no outputs to collect: kfp.local fails then, and so do releases of Kubeflow.
                 # So what follows the loop is there twice, and a run takes one of the two ways.
+                with dsl.If(found["extras"] == "no", name="Without extra candidates"):
+                    conclude()
                 with dsl.If(found["extras"] == "yes", name="With extra candidates"):
                     # On one machine one after the other, where kfp mixes up what tasks in threads log, too.
                     turns = dsl.ParallelFor(
@@ -305,8 +307,6 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
                             code_version=found["package_version"], dataset=dataset, model=extra_model,
                         ).outputs["packages"]  # fmt: skip
                     conclude(extra_models=extra_model, extra_packages=extra_packages)
-                with dsl.If(found["extras"] == "no", name="Without extra candidates"):
-                    conclude()
 
         if cluster is not None:
             resources = dict(

@@ -300,7 +300,10 @@ class StandIn:
         look = self._looks[run.run_id] = self._looks.get(run.run_id, -1) + 1
         version = self._version(run.pipeline_version_reference)
         spec = self.spec_of(version)
-        names = [name for name in _leaves(spec, spec.root.dag) if name not in self.left_out]
+        extras = (run.runtime_config.parameters or {}).get("extra_candidates")
+        other = "== 'no'" if extras else "== 'yes'"
+        leaves = _leaves(spec, spec.root.dag, f"-extras'] {other}")
+        names = [name for name in leaves if name not in self.left_out]
         reached = look * self.steps_per_look
         failed = next((i for i, name in enumerate(names) if name in self.failing and i < reached), None)
         details = [
@@ -344,15 +347,18 @@ class StandIn:
         return task
 
 
-def _leaves(spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> Iterator[str]:
-    """Names of the tasks that run something, each after those that it depends on."""
+def _leaves(spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec, other: str) -> Iterator[str]:
+    """Names of the tasks that run something, each after those that it depends on; none under a condition so."""
     waiting, done = dict(dag.tasks.items()), set()
     while waiting:
         for name in sorted(name for name, task in waiting.items() if set(task.dependent_tasks) <= done):
-            component = spec.components[waiting.pop(name).component_ref.name]
+            task = waiting.pop(name)
+            component = spec.components[task.component_ref.name]
             done.add(name)
+            if task.trigger_policy.condition.endswith(other):
+                continue
             if component.HasField("dag"):
-                yield from _leaves(spec, component.dag)
+                yield from _leaves(spec, component.dag, other)
             else:
                 yield name
 

@@ -371,6 +371,15 @@ def test_steps_that_a_condition_leaves_out_are_not_spoken_of(kubeflow: StandIn, 
     assert {e["step"] for e in events if e["event"] == "finished"} == {"inspect-source", "notify", "run"}
 
 
+def test_an_extra_candidate_is_watched_too(kubeflow: StandIn, command: Any):
+    code, events = command("submit", *DATA, "--set", 'extra_candidates=["hub://owner/roberta"]', "--wait")
+    assert code == 0
+    (plan,) = [event for event in events if event["event"] == "plan"]
+    titles = {step["id"]: step["title"] for step in plan["steps"]}
+    assert titles["finetune-extra"] == "Fine-tune extra candidate" and "package-extra" in titles
+    assert {e["step"] for e in events if e["event"] == "finished"} == {*titles, "run"}
+
+
 def test_a_failed_step_is_named_with_what_it_said(kubeflow: StandIn, command: Any):
     kubeflow.failing = {"evaluate": "no candidate passed"}
     code, events = command("submit", *DATA, "--wait")
