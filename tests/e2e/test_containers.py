@@ -188,9 +188,13 @@ def run(
 
 
 def test_every_step_ran_in_its_image(run: ContainerRun):
+    from kfp.dsl.python_component import PythonComponent
+
+    from stillhouse.pipelines import train_and_deploy as wiring
+
     steps = re.findall(r"Executing task '([^']+)'.*?Found image '([^']+)'", run.log, re.DOTALL)
     images = {re.sub(r"-\d+$", "", name): image for name, image in steps}
-    components = {path.parent.name.replace("_", "-") for path in ROOT.glob("components/*/component.py")}
+    components = {name.replace("_", "-") for name, value in vars(wiring).items() if isinstance(value, PythonComponent)}
     assert images == {name: OPS_IMAGE if name in OPS_STEPS else TRAIN_IMAGE for name in components}
     assert run.started == [image for _, image in steps]
     assert {path.stat().st_uid for path in run.root.glob("*/*/*")} == {USER}
