@@ -120,13 +120,13 @@ def _run(
 ) -> None:
     """Measure and judge, each model in a process of its own; what is found goes into the entries."""
     from stillhouse.comparison.measuring import load_all, measure_all
-    from stillhouse.comparison.process import worker_processes
+    from stillhouse.comparison.process import subject_processes
     from stillhouse.comparison.quality import judge
 
     by_name = {entry["name"]: entry for entry in entries}
     with (
         tempfile.TemporaryDirectory(prefix="stillhouse-compare-") as folder,
-        worker_processes(subjects, threads, Path(folder)) as processes,
+        subject_processes(subjects, threads, Path(folder)) as processes,
     ):
         loaded = load_all(processes, config.seed, step)
 

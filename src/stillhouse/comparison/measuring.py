@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stillhouse.comparison.process import WorkerProcess
+from stillhouse.evaluation.processes import WorkerProcess
 from stillhouse.progress import Step
 
 __all__ = ["Loaded", "Measured", "load_all", "measure_all"]

@@ -13,8 +13,8 @@ import numpy as np
 from stillhouse.artifacts import DatasetManifest
 from stillhouse.comparison.config import TASK, CompareConfig
 from stillhouse.comparison.measuring import Loaded
-from stillhouse.comparison.process import WorkerProcess
 from stillhouse.errors import InputError, Problem
+from stillhouse.evaluation.processes import WorkerProcess
 from stillhouse.progress import Step
 from stillhouse.tasks import get_task
 

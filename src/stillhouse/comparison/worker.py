@@ -16,15 +16,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from stillhouse.comparison.config import TASK
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subject
+from stillhouse.evaluation.processes import serve_requests
 from stillhouse.evaluation.worker import peak_memory_mb
 from stillhouse.models import checkpoints
 from stillhouse.models.families import position_limit
@@ -178,30 +177,12 @@ def _timed(call: Callable[[], Any], calls: int, warm: int) -> list[float]:
     return seconds
 
 
-def _requests(stream: TextIO) -> Iterator[dict[str, Any]]:
-    while line := stream.readline():
-        yield json.loads(line)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure one model; driven by stillhouse.comparison.measuring.")
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    # Whatever a library prints goes to standard error, not between the replies.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def say(reply: dict[str, Any]) -> None:
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-    worker = Worker(arguments.model, arguments.threads)
-    for request in _requests(sys.stdin):
-        try:
-            say({"ok": worker.answer(request, say)})
-        except Exception as error:  # the parent reports it, with what stands in standard error
-            say({"error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
+    serve_requests(Worker(arguments.model, arguments.threads).answer)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,16 @@ the median over rounds is reported. A slow minute of a shared machine so falls o
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.errors import ServingError
+from stillhouse.evaluation.processes import WorkerProcess, worker_processes
 from stillhouse.progress import Step
 
 __all__ = ["BATCH", "ROUNDS", "Measurement", "answers", "measure", "probe"]
@@ -56,92 +52,11 @@ class Measurement:
     """Time to load the package."""
 
 
-class _Process:
-    """The parent's end of one worker."""
-
-    def __init__(self, key: str, package: Path, threads: int, folder: Path) -> None:
-        self.key = key
-        self._log = folder / "stderr.log"
-        source = Path(__file__).parents[2]
-        environment = os.environ | {
-            # The worker must import this very stillhouse, however the parent found it.
-            "PYTHONPATH": os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "OMP_NUM_THREADS": str(threads),
-            "RAYON_NUM_THREADS": str(threads),
-        }
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "stillhouse.evaluation.worker",
-                    str(package.resolve()),
-                    "--threads",
-                    str(threads),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                cwd=folder,
-                text=True,
-                encoding="utf-8",
-            )
-
-    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
-        return [*self.follow(do, **fields)][-1]
-
-    def follow(self, do: str, **fields: Any) -> Iterator[dict[str, Any]]:
-        """Send a request and yield its progress replies, then its answer.
-
-        Raises:
-            ServingError: the worker reported an error, or died; with the last lines that it wrote.
-        """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
-            self._process.stdin.flush()
-            for line in self._process.stdout:
-                reply: dict[str, Any] = json.loads(line)
-                if "error" in reply:
-                    raise ServingError(f"The packaged model {self.key} failed to {do}: {reply['error']}", self._tail())
-                if "ok" in reply:
-                    yield reply["ok"]
-                    return
-                yield reply
-        except BrokenPipeError:
-            pass
-        code = self._process.wait()
-        ended = f"was killed by signal {-code} (9 often means out of memory)" if code < 0 else f"exited with {code}"
-        raise ServingError(f"The process measuring {self.key} {ended} while asked to {do}.", self._tail())
-
-    def _tail(self) -> list[str]:
-        return self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
-
-    def close(self) -> None:
-        """End the worker."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.close()
-            self._process.wait(timeout=10)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-
-@contextmanager
-def _processes(packages: Mapping[str, Path], threads: int, folder: Path) -> Iterator[list[_Process]]:
-    started: list[_Process] = []
-    try:
-        for index, (key, package) in enumerate(packages.items()):
-            (folder / str(index)).mkdir()
-            started.append(_Process(key, package, threads, folder / str(index)))
-        yield started
-    finally:
-        for process in started:
-            process.close()
+def _processes(models: Mapping[str, Path], threads: int, folder: Path) -> AbstractContextManager[list[WorkerProcess]]:
+    """A worker for each package or checkpoint, by its key."""
+    arguments = {key: [str(path.resolve()), "--threads", str(threads)] for key, path in models.items()}
+    environment = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    return worker_processes("stillhouse.evaluation.worker", arguments, folder, environment)
 
 
 def probe(key: str, package: Path, text: str, threads: int) -> None:
@@ -169,7 +84,7 @@ def _batches(texts: Sequence[str], size: int) -> list[list[str]]:
 
 
 def _answers(
-    processes: Sequence[_Process], texts: Sequence[str], folder: Path, tell: Callable[[int, str], None]
+    processes: Sequence[WorkerProcess], texts: Sequence[str], folder: Path, tell: Callable[[int, str], None]
 ) -> dict[str, NDArray[np.float32]]:
     """Probabilities [n, c] of the n texts by each process's key; `tell` is given the rows done so far, and a note."""
     count = len(texts)
@@ -183,10 +98,10 @@ def _answers(
         output = folder / str(index) / "probabilities.npy"
         asked = {"texts": str(listing), "rows": count, "batch": BATCH, "output": str(output)}
         for reply in process.follow("predict", **asked):
-            tell(index * count + reply.get("done", count), f"predicting with {process.key}")
+            tell(index * count + reply.get("done", count), f"predicting with {process.name}")
         sorted_rows = np.load(output)
-        found[process.key] = np.empty_like(sorted_rows)
-        found[process.key][order] = sorted_rows
+        found[process.name] = np.empty_like(sorted_rows)
+        found[process.name][order] = sorted_rows
     return found
 
 
@@ -260,7 +175,7 @@ def measure(
         _processes(packages, threads, Path(name)) as processes,
     ):
         folder = Path(name)
-        loaded = {process.key: process.ask("load") for process in processes}
+        loaded = {process.name: process.ask("load") for process in processes}
         probabilities = _answers(processes, texts, folder, lambda done, note: step.progress(done, total, note))
         done = len(packages) * count
 
@@ -272,15 +187,15 @@ def measure(
             queue = processes[shift:] + processes[:shift]
             for turn in turns:
                 for process in queue:
-                    latencies[process.key][round_] += process.ask("time", batches=turn, warm=_WARM)["seconds"]
+                    latencies[process.name][round_] += process.ask("time", batches=turn, warm=_WARM)["seconds"]
                     done += len(turn)
-                    step.progress(done, total, f"timing {process.key}")
+                    step.progress(done, total, f"timing {process.name}")
             for process in queue:
                 seconds = process.ask("time", batches=bulk, warm=1)["seconds"]
-                rates[process.key].append(bulk_rows / sum(seconds))
+                rates[process.name].append(bulk_rows / sum(seconds))
                 done += bulk_rows
-                step.progress(done, total, f"timing {process.key} in batches")
-        peaks = {process.key: process.ask("memory")["peak_mb"] for process in processes}
+                step.progress(done, total, f"timing {process.name} in batches")
+        peaks = {process.name: process.ask("memory")["peak_mb"] for process in processes}
 
     return {
         key: Measurement(

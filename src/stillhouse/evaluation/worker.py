@@ -17,16 +17,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from stillhouse.artifacts import ModelManifest
+from stillhouse.evaluation.processes import serve_requests
 
 __all__ = ["Worker", "peak_memory_mb"]
 
@@ -131,30 +131,12 @@ class Worker:
         raise ValueError(f"unknown request {what!r}")
 
 
-def _requests(stream: TextIO) -> Iterator[dict[str, Any]]:
-    while line := stream.readline():
-        yield json.loads(line)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure one package; driven by stillhouse.evaluation.measure.")
     parser.add_argument("package", type=Path)
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    # Whatever a library prints goes to standard error, not between the replies.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def say(reply: dict[str, Any]) -> None:
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-    worker = Worker(arguments.package, arguments.threads)
-    for request in _requests(sys.stdin):
-        try:
-            say({"ok": worker.answer(request, say)})
-        except Exception as error:  # the parent reports it, with what stands in standard error
-            say({"error": f"{type(error).__name__}: {error}"})
+    serve_requests(Worker(arguments.package, arguments.threads).answer)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from stillhouse.models.references import Reference, parse_reference
 from stillhouse.models.shape import FIELD, apply_shape, shape_problems
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -28,6 +29,7 @@ __all__ = [
     "parameter_count",
     "save_model",
     "train_tokenizer",
+    "with_special_tokens",
 ]
 
 _log = logging.getLogger(__name__)
@@ -279,8 +281,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
     The pieces are as in BERT (Devlin et al. 2018, arXiv:1810.04805, section 3): [CLS] text [SEP].
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     def with_model(model: models.WordPiece) -> Tokenizer:
         tokenizer = Tokenizer(model)
@@ -301,6 +302,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*special, *inner], show_progress=False)
     raw.train_from_iterator(texts, trainer)
     tokenizer = with_model(models.WordPiece(raw.get_vocab(), unk_token="[UNK]"))
+    return with_special_tokens(tokenizer, max_length)
+
+
+def with_special_tokens(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows BERT's special tokens and puts them in: [CLS] text [SEP], or [CLS] a [SEP] b [SEP]."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -128,8 +128,9 @@ def _train_unigram(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizer
     Source: Kudo 2018, arXiv:1804.10959; SentencePiece's marking of spaces (Kudo and Richardson 2018, arXiv:1808.06226),
     which ALBERT uses (Lan et al. 2019, arXiv:1909.11942, section 4.1).
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    from stillhouse.models.checkpoints import with_special_tokens
 
     def with_model(model: models.Unigram) -> Tokenizer:
         tokenizer = Tokenizer(model)
@@ -149,20 +150,7 @@ def _train_unigram(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizer
     pieces = _in_order({piece: score for piece, score in learned if piece not in _SPECIAL})
     tokenizer = with_model(models.Unigram([*((piece, 0.0) for piece in _SPECIAL), *pieces], _SPECIAL.index("[UNK]")))
     tokenizer.add_special_tokens(list(_SPECIAL))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=_LENGTH,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    return with_special_tokens(tokenizer, _LENGTH)
 
 
 def _in_order(scores: dict[str, float]) -> list[tuple[str, float]]:
