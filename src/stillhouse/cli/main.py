@@ -26,6 +26,7 @@ from stillhouse.cli.fetch import fetch
 from stillhouse.cli.kubeflow import schedule, submit
 from stillhouse.cli.options import (
     AsJson,
+    RunPreset,
     ServedModel,
     ServedUrl,
     TlsAuthority,
@@ -84,15 +85,7 @@ def _stillhouse(
 
 @app.command()
 def run(
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            "-p",
-            metavar="NAME|FILE",
-            help="Preset that the parameters start from, or a YAML file of parameters.",
-        ),
-    ] = "demo",
+    preset: RunPreset = "demo",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:

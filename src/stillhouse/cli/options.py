@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "RunPreset",
     "ServedModel",
     "ServedUrl",
     "TlsAuthority",
@@ -23,6 +24,15 @@ __all__ = [
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
+RunPreset = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        "-p",
+        metavar="NAME|FILE",
+        help="Preset that the parameters start from, or a YAML file of parameters.",
+    ),
+]
 ServedUrl = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="gRPC endpoint.  [default: the local server's]", show_default=False),

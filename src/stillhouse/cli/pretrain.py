@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli.options import AsJson
+from stillhouse.cli.options import AsJson, RunPreset
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,15 +24,7 @@ _NOTES = {"student": "  # where the teacher has the same tokenizer"}
 
 
 def pretrain(
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            "-p",
-            metavar="NAME|FILE",
-            help="Preset that the parameters start from, or a YAML file of parameters.",
-        ),
-    ] = "tiny",
+    preset: RunPreset = "tiny",
     settings: Annotated[
         list[str] | None,
         typer.Option(

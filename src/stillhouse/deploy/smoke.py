@@ -12,7 +12,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.artifacts import PackageManifest
 from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 from stillhouse.tasks.front_models.request_log import RequestLog
 
@@ -122,7 +121,7 @@ def known_answers(package: Path, rows: Sequence[str | Mapping[str, Any]]) -> lis
     from stillhouse.serving.runtime import PackageRuntime
 
     runtime = PackageRuntime(package)
-    longest = PackageManifest.load(package).max_text_bytes
+    longest = runtime.manifest["max_text_bytes"]
     answers, changed = [], []
     for row in _short(rows, longest) or _short(PLAIN_TEXTS, longest):
         text, label = (row, None) if isinstance(row, str) else (str(row["text"]), row.get("label"))

@@ -7,7 +7,10 @@ The exported encoder takes `input_ids` and `attention_mask` (INT64 [batch, seque
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,14 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
     from transformers import PreTrainedModel
 
-__all__ = ["UNSUPPORTED_FAMILIES", "convert_fp16", "export_onnx", "fold_transposed_weights", "quantise_int8"]
+__all__ = [
+    "UNSUPPORTED_FAMILIES",
+    "convert_fp16",
+    "export_onnx",
+    "fold_transposed_weights",
+    "quantise_int8",
+    "quiet_quantiser",
+]
 
 OPSET = 18
 UNSUPPORTED_FAMILIES = {"xlnet": "its relative attention does not survive torch.onnx.export"}
@@ -154,18 +164,25 @@ def _equal_initializers(graph: GraphProto) -> dict[str, str]:
     return repeated
 
 
+@contextmanager
+def quiet_quantiser() -> Iterator[None]:
+    """Keep onnxruntime's quantiser from warning of pre-processing that the export has already done."""
+    previous = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(previous)
+
+
 def quantise_int8(source: Path, target: Path) -> None:
     """Write the ONNX model at `source` with its weights in INT8 and activations quantised dynamically, per tensor.
 
     Embedding tables are quantised too, since they are most of a small model's bytes.
     """
-    import logging
-
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    previous = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # the quantiser warns of pre-processing that the export has already done
-    try:
+    with quiet_quantiser():
         quantize_dynamic(
             str(source),
             str(target),
@@ -173,8 +190,6 @@ def quantise_int8(source: Path, target: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             extra_options={"MatMulConstBOnly": True},
         )
-    finally:
-        logging.root.setLevel(previous)
 
 
 def convert_fp16(source: Path, target: Path) -> None:

@@ -10,13 +10,14 @@ Source: Jacob et al. 2018, arXiv:1712.05877, sections 2.1 and 3 (affine quantisa
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stillhouse.export.onnx import quiet_quantiser
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -71,9 +72,7 @@ def quantise_int8_static(source: Path, target: Path, batches: Iterable[Mapping[s
             return next(self._left, None)
 
     graph = onnx.load(str(source), load_external_data=False).graph
-    previous = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # the quantiser warns of pre-processing that the export has already done
-    try:
+    with quiet_quantiser():
         quantize_static(
             str(source),
             str(target),
@@ -86,8 +85,6 @@ def quantise_int8_static(source: Path, target: Path, batches: Iterable[Mapping[s
             weight_type=QuantType.QInt8,
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
-    finally:
-        logging.root.setLevel(previous)
 
 
 def _products_of_activations(graph: GraphProto) -> list[str]:

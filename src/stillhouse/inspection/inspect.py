@@ -40,6 +40,7 @@ __all__ = [
     "data_config",
     "inspect_run",
     "parameter_problems",
+    "problems_of",
     "record_unchanged",
     "run_digest",
     "scale_config",
@@ -188,12 +189,18 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
         RegisterConfig(model_name=p["model_name"], tracking_uri=p["tracking_uri"], experiment=p["experiment"]).problems,
         scale_config(p).problems,
     ]
+    return [*dict.fromkeys([*found, *problems_of(checks)])]
+
+
+def problems_of(checks: Iterable[Callable[[], Iterable[Problem]]]) -> list[Problem]:
+    """What all the checks find, those that raise it included."""
+    found: list[Problem] = []
     for check in checks:
         try:
             found.extend(check())
         except InputError as error:
             found.extend(error.problems)
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _extra_checks(

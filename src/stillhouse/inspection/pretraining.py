@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.artifacts import digest_json, sha256_file
 from stillhouse.errors import InputError, Problem, RegistryError
-from stillhouse.inspection.inspect import credential_problems, scale_config
+from stillhouse.inspection.inspect import credential_problems, problems_of, scale_config
 from stillhouse.models.checkpoints import check_reference, load_config, load_tokenizer
 from stillhouse.models.distilbert import parse_layers
 from stillhouse.models.families import position_limit
@@ -82,12 +82,7 @@ def parameter_problems(parameters: Mapping[str, Any], *, checkpoints: bool = Tru
     if checkpoints:
         looked_up = (_model_problems, _teacher_problems, _tokenizer_problems)
         checks += [partial(check, p) for check in looked_up]
-    for check in checks:
-        try:
-            found.extend(check())
-        except InputError as error:
-            found.extend(error.problems)
-    return list(dict.fromkeys(found))
+    return [*dict.fromkeys([*found, *problems_of(checks)])]
 
 
 def _references(p: Mapping[str, Any]) -> dict[str, Reference]:

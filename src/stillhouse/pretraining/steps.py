@@ -155,21 +155,32 @@ class _Run:
     def train(
         self, objective: Objective, store: CheckpointStore, step: Step | None
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        config = self.config
+        part = _Part(step, self.head_steps, self.head_steps + config.steps) if step else None
+        return self._train(objective, store, part, config.steps, config.evaluations, config.learning_rate)
+
+    def _train(
+        self,
+        objective: Objective,
+        store: CheckpointStore,
+        part: Step | None,
+        steps: int,
+        evaluations: int,
+        learning_rate: float,
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         from stillhouse.pretraining.trainer import train
 
-        config = self.config
-        total = self.head_steps + config.steps
         return train(
-            config,
+            self.config,
             objective=objective,
             recipe=self.recipe,
             vocabulary=self.vocabulary,
             corpus_dir=self.corpus_dir,
             store=store,
-            steps=config.steps,
-            evaluations=config.evaluations,
-            learning_rate=config.learning_rate,
-            step=_Part(step, self.head_steps, total) if step else None,
+            steps=steps,
+            evaluations=evaluations,
+            learning_rate=learning_rate,
+            step=part,
         )
 
     def _fit_head(self, teacher: Any, store: CheckpointStore, step: Step | None) -> float:
@@ -177,7 +188,7 @@ class _Run:
         import torch
 
         from stillhouse.pretraining.shards import read_shard, shard_paths
-        from stillhouse.pretraining.trainer import LanguageLoss, train
+        from stillhouse.pretraining.trainer import LanguageLoss
 
         config = self.config
         objective = LanguageLoss(teacher, sentences=False, head_only=True)
@@ -190,18 +201,8 @@ class _Run:
             dense.weight.copy_(torch.eye(len(dense.weight)))
             dense.bias.zero_()
             teacher.get_parameter(parts.bias).copy_(torch.log((counts + 1) / (counts.sum() + len(counts))))
-        metrics, _ = train(
-            config,
-            objective=objective,
-            recipe=self.recipe,
-            vocabulary=self.vocabulary,
-            corpus_dir=self.corpus_dir,
-            store=store,
-            steps=config.head_steps,
-            evaluations=1,
-            learning_rate=_HEAD_LEARNING_RATE,
-            step=_Part(step, 0, config.head_steps + config.steps) if step else None,
-        )
+        part = _Part(step, 0, config.head_steps + config.steps) if step else None
+        metrics, _ = self._train(objective, store, part, config.head_steps, 1, _HEAD_LEARNING_RATE)
         _log.info("the teacher's new head: held-out perplexity %.1f", metrics["perplexity"])
         return metrics["perplexity"]
 
