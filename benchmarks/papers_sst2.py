@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from papers_study import DATA, Study, Told, accuracy_on_test, mean_and_spread
+from papers_study import DATA, Study, Told, accuracy_on_test, mean_and_spread, precision
 
 from stillhouse.artifacts import ModelManifest
 from stillhouse.data.config import DataConfig
@@ -60,10 +60,11 @@ def pretrained(study: Study, name: str, corpus_dir: Path, **settings: Any) -> Pa
     """A pretrained model artifact."""
 
     def make(content: Path) -> None:
-        config = PretrainConfig(name=name, checkpoint_dir=study.checkpoints, **settings)
+        config = PretrainConfig(name=name, checkpoint_dir=study.checkpoints, precision=precision(), **settings)
         pretrain(config, corpus_dir=corpus_dir, output_dir=content, step=Told(name))
 
-    return study.artifact(f"pretrained-{name}", {**settings, "corpus": corpus_dir.parent.name}, make) / "content"
+    key = {**settings, "corpus": corpus_dir.parent.name, "precision": precision()}
+    return study.artifact(f"pretrained-{name}", key, make) / "content"
 
 
 def seconds_per_step(study: Study, name: str, corpus_dir: Path, **settings: Any) -> float:
@@ -74,13 +75,15 @@ def seconds_per_step(study: Study, name: str, corpus_dir: Path, **settings: Any)
         for steps in study.settings["probe_steps"]:
             begin = time.monotonic()
             folder = study.state / "probe" / f"{name}-{steps}-{time.time_ns()}"
-            config = PretrainConfig(name=name, **{**settings, "steps": steps, "evaluations": 1, "head_steps": 1})
+            few = {**settings, "steps": steps, "evaluations": 1, "head_steps": 1}
+            config = PretrainConfig(name=name, precision=precision(), **few)
             pretrain(config, corpus_dir=corpus_dir, output_dir=folder, step=Told(f"{name}, probe"))
             taken[steps] = time.monotonic() - begin
         (few, many) = sorted(taken)
         return {"seconds_per_step": max(1e-3, (taken[many] - taken[few]) / (many - few))}
 
-    key = {**settings, "corpus": corpus_dir.parent.name, "steps": study.settings["probe_steps"]}
+    key = {**settings, "corpus": corpus_dir.parent.name, "steps": study.settings["probe_steps"],
+           "precision": precision()}  # fmt: skip
     return float(study.result(f"probe-{name}", key, make)["seconds_per_step"])
 
 
@@ -90,11 +93,12 @@ def tuned(
     """A model fine-tuned on the data, or made from the teacher."""
 
     def make(content: Path) -> None:
-        config = FinetuneConfig(name=name, checkpoint=checkpoint, checkpoint_dir=study.checkpoints, **settings)
+        config = FinetuneConfig(name=name, checkpoint=checkpoint, checkpoint_dir=study.checkpoints,
+                                precision=precision(), **settings)  # fmt: skip
         finetune(config, dataset_dir=data, teacher_dir=teacher, output_dir=content, step=Told(name))
 
     key = {**settings, "checkpoint": _identity(checkpoint), "data": data.parent.name,
-           "teacher": teacher and teacher.parent.name}  # fmt: skip
+           "teacher": teacher and teacher.parent.name, "precision": precision()}  # fmt: skip
     return study.artifact(f"tuned-{name}", key, make) / "content"
 
 
@@ -111,11 +115,12 @@ def distilled(
             extra["pruning"] = PruneSettings(**prune)
         if str(student) == "teacher://":
             extra["layers"] = LAYERS
-        config = DistillConfig(name="student", student=str(student), checkpoint_dir=study.checkpoints, **given, **extra)
+        config = DistillConfig(name="student", student=str(student), checkpoint_dir=study.checkpoints,
+                               precision=precision(), **given, **extra)  # fmt: skip
         distill(config, dataset_dir=data, teacher_dir=teacher, output_dir=content, step=Told("student"))
 
     key = {**given, "student": _identity(str(student)), "teacher": teacher.parent.name, "data": data.parent.name,
-           "prune": prune}  # fmt: skip
+           "prune": prune, "precision": precision()}  # fmt: skip
     return study.artifact("student", key, make) / "content"
 
 
@@ -145,36 +150,42 @@ def _epoch_scale(study: Study) -> float:
 
     Worked out once, from a training of each kind on a few rows.
     """
+    plan = study.settings
 
-    def make() -> dict[str, Any]:
-        plan = study.settings
-        few = plan["probe_rows"]
-        data = dataset(study, rows=few, evaluation_rows=32)
-        common = {"epochs": 1.0, "evaluations_per_epoch": 1, "early_stopping_patience": 0}
-        taken = {}
-        begin = time.monotonic()
-        teacher = tuned(study, "teacher", TEACHER, data, **{**_teacher_settings(study), **common})
-        taken["teacher"] = time.monotonic() - begin
-        begin = time.monotonic()
-        probe = DistillConfig(name="student", student="teacher://", layers=LAYERS, **common)
-        scratch = study.state / "probe" / f"student-{time.time_ns()}"
-        distill(probe, dataset_dir=data, teacher_dir=teacher, output_dir=scratch, step=Told("student, probe"))
-        taken["student"] = time.monotonic() - begin
-        begin = time.monotonic()
+    def timed(rows: int) -> dict[str, float]:
+        """Seconds of an epoch of each kind on so many rows, and of what goes with it."""
+        data = dataset(study, rows=rows, evaluation_rows=32)
+        folder = study.state / "probe" / f"sst2-{rows}-{time.time_ns()}"
+        common = {"epochs": 1.0, "evaluations_per_epoch": 1, "early_stopping_patience": 0, "precision": precision()}
+        teacher = folder / "teacher"
+        begin = [time.monotonic()]
+        finetune(FinetuneConfig(name="teacher", checkpoint=TEACHER, **common),
+                 dataset_dir=data, output_dir=teacher, step=Told("teacher, probe"))  # fmt: skip
+        begin.append(time.monotonic())
+        distill(DistillConfig(name="student", student="teacher://", layers=LAYERS, **common),
+                dataset_dir=data, teacher_dir=teacher, output_dir=folder / "student",
+                step=Told("student, probe"))  # fmt: skip
+        begin.append(time.monotonic())
         albert = FinetuneConfig(name="albert", checkpoint="teacher://", embedding_size=128,
                                 layers=plan["albert_layers"], **common)  # fmt: skip
-        scratch = scratch.with_name(f"albert-{time.time_ns()}")
-        finetune(albert, dataset_dir=data, teacher_dir=teacher, output_dir=scratch, step=Told("albert, probe"))
-        taken["albert"] = time.monotonic() - begin
-        per_epoch = {kind: seconds / few * plan["rows"] for kind, seconds in taken.items()}
+        finetune(
+            albert, dataset_dir=data, teacher_dir=teacher, output_dir=folder / "albert", step=Told("albert, probe")
+        )
+        begin.append(time.monotonic())
+        return {kind: begin[at + 1] - begin[at] for at, kind in enumerate(("teacher", "student", "albert"))}
+
+    def make() -> dict[str, Any]:
+        few, many = sorted(plan["probe_rows"])
+        short, long = timed(few), timed(many)
+        per_epoch = {kind: max(0.1, (long[kind] - short[kind]) / (many - few) * plan["rows"]) for kind in short}
         students = 2 * plan["student_epochs"] * per_epoch["student"] + plan["albert_epochs"] * per_epoch["albert"]
         teachers = plan["teacher_epochs"] * per_epoch["teacher"]
-        # What evaluations, loading and saving take beside the steps is in what the few rows took, and more than that.
-        left = 60 * study.minutes * (1 - plan["wiki_share"]) - len(plan["seeds"]) * teachers
+        # A tenth is for what is done besides: loading, evaluating, saving.
+        left = 0.9 * 60 * study.minutes * (1 - plan["wiki_share"]) - len(plan["seeds"]) * teachers
         scale = left / (len(plan["seeds"]) * students)
         return {"scale": min(1.0, max(0.25, round(scale, 2))), "seconds_per_epoch": per_epoch}
 
-    key = {**study.settings, "minutes": study.minutes}
+    key = {**study.settings, "minutes": study.minutes, "precision": precision()}
     found = study.result("plan", key, make)
     if found["scale"] < 1:
         text = f"epochs of the students and of ALBERT: times {found['scale']}"

@@ -97,8 +97,8 @@ class Bench:
         self.found[name] = value
         print(f"       {name}: {value}", flush=True)
 
-    def knee(self, status: ServerStatus) -> tuple[int, float]:
-        """Concurrency and texts a second at the knee; measured once."""
+    def knee(self, status: ServerStatus) -> int:
+        """Concurrency at the knee; the ramp is measured once."""
         if "knee" not in self.found:
             steps = [(level, self.load(status, level, self.seconds(10))) for level in LEVELS]
             self.found["ramp"] = [{"concurrency": level, **result.to_dict()} for level, result in steps]
@@ -108,7 +108,11 @@ class Bench:
                 print(f"       {step:>3} callers: {result.texts_per_second:6.1f} texts/s, p50 {result.p50:5.1f} ms, "
                       f"p99 {result.p99:5.1f} ms {result.errors or ''}", flush=True)  # fmt: skip
             self.note("knee", self.found["knee"])
-        return self.found["knee"]["concurrency"], self.found["knee"]["texts_per_second"]
+        return int(self.found["knee"]["concurrency"])
+
+    def rate(self, status: ServerStatus) -> float:
+        """Texts a second at the knee, as the machine is now: what a shared one can do differs from hour to hour."""
+        return self.load(status, self.knee(status), self.seconds(20)).texts_per_second
 
     def load(self, status: ServerStatus, concurrency: int, seconds: float) -> LoadResult:
         return run_load(status.grpc_url, MODEL, self.texts, concurrency=concurrency, seconds=seconds)
@@ -173,7 +177,7 @@ def throughput(bench: Bench) -> None:
     best = max(batches, key=lambda size: batches[size])
     bench.note("best in-process batch", best)
     with served(bench) as (_, status):
-        callers, _ = bench.knee(status)
+        callers = bench.knee(status)
         ramp = {requests: predict_list(status, bench.texts, requests) for requests in (1, 2, 3, 4, 6)}
     bench.note("texts a second of a list, by requests under way", {k: round(v, 1) for k, v in ramp.items()})
     requests = min(requests for requests, value in ramp.items() if value >= 0.95 * max(ramp.values()))
@@ -248,7 +252,7 @@ def punctual() -> Iterator[None]:
 def overload(bench: Bench) -> None:
     """Requests come at twice the rate of the knee, whether or not they are answered."""
     with served(bench) as (_, status):
-        _, rate = bench.knee(status)
+        rate = bench.rate(status)
     with served(bench, "bounded") as (_, status):
         calm = bench.load(status, 1, bench.seconds(30))
         with punctual():
@@ -266,7 +270,7 @@ def overload(bench: Bench) -> None:
 def soak(bench: Bench) -> None:
     """70% of the knee's throughput, as an open loop, after two minutes in which queue and arenas find their size."""
     with served(bench) as (config, status):
-        _, rate = bench.knee(status)
+        rate = bench.rate(status)
         with punctual():
             parts = [run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(120))]
             held = [memory(config)]
@@ -278,6 +282,7 @@ def soak(bench: Bench) -> None:
     latencies = np.concatenate([part.latencies for part in parts[1:]])
     bench.note("soak: requests", sum(part.requests for part in parts))
     bench.note("soak: p50 and p99, ms", [round(float(value), 1) for value in np.percentile(latencies, (50, 99))])
+    bench.note("soak: errors, each part", [part.errors for part in parts])
     bench.note("soak: MB held, each minute", [round(value / 1e6, 1) for value in held])
     bench.claim("errors in ten minutes at 70% of the knee", sum(sum(part.errors.values()) for part in parts), high=0)
     bench.claim("growth of memory", held[-1] / held[0] - 1, high=0.02)

@@ -22,7 +22,18 @@ LAYERS = (
     ("training", "pretraining"),
     ("tasks",),
     ("objectives", "models", "data", "client"),
-    ("errors", "artifacts", "interrupts", "kubernetes_api", "progress", "redaction", "state", "storage", "versions"),
+    (
+        "errors",
+        "artifacts",
+        "interrupts",
+        "kubernetes_api",
+        "plotting",
+        "progress",
+        "redaction",
+        "state",
+        "storage",
+        "versions",
+    ),
 )
 """From the top down; each may import what is below it, and what stands beside it."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.evaluation.table import Column, format_bytes, format_count, metric_title
+from stillhouse.plotting import COLOURS, INK, canvas, save_figure
 
 __all__ = [
     "count_columns",
@@ -26,23 +27,6 @@ __all__ = [
 Entry = Mapping[str, Any]
 _NONE = "–"
 _SUFFIXES = (".svg", ".png")
-_COLOURS = ("#3b4cc0", "#c2571a", "#1b7f5c", "#8a3ffc", "#b1284c", "#5b6470")
-_INK, _FAINT, _GRID = "#1d232b", "#68727d", "#e4e7eb"
-_STYLE: Any = {
-    "font.size": 10.5,
-    "axes.edgecolor": "#aab2bb",
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": _GRID,
-    "text.color": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "svg.hashsalt": "stillhouse",  # the same figures give the same bytes
-}
-
 _Cell = Callable[[Entry], str]
 
 
@@ -196,23 +180,16 @@ def save_plots(document: Mapping[str, Any], folder: Path, suffixes: Sequence[str
     Raises:
         ImportError: matplotlib is not installed.
     """
-    # No pyplot: it keeps every figure alive and picks a backend for the whole process.
-    import matplotlib
-    from matplotlib.figure import Figure
-
     written = []
     for name in plot_names(document):
-        with matplotlib.rc_context(_STYLE):
-            figure = Figure(figsize=(7.2, 4.6), dpi=144, layout="constrained")
-            axes = figure.add_subplot()
+        with canvas(7.2, 4.6) as (figure, axes):
             if name == "parameters":
                 _draw_parameters(axes, document["models"])
             else:
                 _draw_points(axes, document, name)
             for suffix in suffixes:
                 path = folder / f"{name}{suffix}"
-                # Only SVG stamps the time that it was written at.
-                figure.savefig(path, metadata={"Date": None} if suffix == ".svg" else None)
+                save_figure(figure, path)
                 written.append(path.name)
     return written
 
@@ -221,7 +198,7 @@ def _draw_parameters(axes: Any, models: Sequence[Entry]) -> None:
     """Stacked bars, the first model on top; a mark where the paper's number is."""
     rows = range(len(models))
     start = [0.0] * len(models)
-    for key, colour in (("embedding", _COLOURS[0]), ("encoder", _COLOURS[1]), ("pooler", _COLOURS[5])):
+    for key, colour in (("embedding", COLOURS[0]), ("encoder", COLOURS[1]), ("pooler", COLOURS[5])):
         widths = [entry[f"{key}_parameters"] / 1e6 for entry in models]
         axes.barh(rows, widths, left=start, color=colour, height=0.62, label=key)
         start = [a + b for a, b in zip(start, widths, strict=True)]
@@ -229,7 +206,7 @@ def _draw_parameters(axes: Any, models: Sequence[Entry]) -> None:
         (row, entry["published"]["parameters"] / 1e6) for row, entry in enumerate(models) if entry["published"]
     ]
     if published:
-        mark: Any = {"marker": "|", "markersize": 16, "markeredgewidth": 2, "linestyle": "none", "color": _INK}
+        mark: Any = {"marker": "|", "markersize": 16, "markeredgewidth": 2, "linestyle": "none", "color": INK}
         axes.plot([x for _, x in published], [y for y, _ in published], **mark, label="in the paper")
     axes.set_yticks(list(rows), [_short(entry["name"]) for entry in models])
     axes.invert_yaxis()
@@ -246,7 +223,7 @@ def _draw_points(axes: Any, document: Mapping[str, Any], name: str) -> None:
     for index, entry in enumerate(models):
         x = entry["latency_ms"]["p50"] if by_latency else entry["bytes"] / 1e6
         y = entry["bytes"] / 1e6 if name == "speed-size" else entry["quality"][metric]
-        axes.plot(x, y, "o", color=_COLOURS[index % len(_COLOURS)], markersize=8)
+        axes.plot(x, y, "o", color=COLOURS[index % len(COLOURS)], markersize=8)
         axes.annotate(_short(entry["name"]), (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9)
     axes.margins(0.15)
     axes.set_xlabel("median latency of one sentence, milliseconds" if by_latency else "FP32 weights, MB")

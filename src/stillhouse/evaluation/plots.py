@@ -12,57 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.artifacts import EvaluationManifest
 from stillhouse.evaluation.table import candidate_title, chosen, metric_title
+from stillhouse.plotting import COLOURS, FAINT, INK, canvas, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["calibration_plot", "quality_plots"]
 
-_COLOURS = (
-    "#3b4cc0",
-    "#c2571a",
-    "#1b7f5c",
-    "#8a3ffc",
-    "#b1284c",
-    "#5b6470",
-    "#0e8a9b",
-    "#a07d00",
-    "#d04fb0",
-    "#6b4226",
-)
 _MARKERS = {"fp32": "o", "int8": "D", "int8-static": "^"}
-_INK, _FAINT, _GRID = "#1d232b", "#68727d", "#e4e7eb"
-_STYLE: Any = {
-    "font.size": 10.5,
-    "font.family": "sans-serif",
-    "axes.edgecolor": "#aab2bb",
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 11.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": _GRID,
-    "text.color": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "svg.hashsalt": "stillhouse",  # the same figures give the same bytes
-}
 
 
 def _draw(paint: Callable[[Axes], None], size: tuple[float, float]) -> str:
     """Run `paint` on an empty pair of axes of that size in inches, and return the SVG."""
-    # No pyplot: it keeps every figure alive and picks a backend for the whole process.
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        paint(figure.add_subplot())
+    with canvas(*size) as (figure, axes):
+        paint(axes)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        save_figure(figure, buffer, transparent=True)
     return buffer.getvalue()
 
 
@@ -76,28 +41,28 @@ def _quality_plot(manifest: EvaluationManifest, x_of: Callable[[Mapping[str, Any
         for entry in manifest.candidates:
             x, y = x_of(entry), entry["metrics"][metric]
             low, high = entry["interval"]
-            colour = _COLOURS[names.index(entry["name"]) % len(_COLOURS)]
+            colour = COLOURS[names.index(entry["name"]) % len(COLOURS)]
             # A percentile interval need not hold the value itself when there are few rows.
             error = [[max(0.0, y - low)], [max(0.0, high - y)]]
             axes.errorbar(x, y, yerr=error, color=colour, alpha=0.35, linewidth=1.6, capsize=3, zorder=2)
             if entry is winner:
-                axes.plot(x, y, "o", markersize=17, markerfacecolor="none", markeredgecolor=_INK, zorder=4)
+                axes.plot(x, y, "o", markersize=17, markerfacecolor="none", markeredgecolor=INK, zorder=4)
             marker = _MARKERS.get(entry["precision"], "s")
             label = f"{candidate_title(entry)} {entry['precision']}" + (" (chosen)" if entry is winner else "")
             axes.plot(x, y, marker, color=colour, markersize=8.5, label=label, linestyle="none", zorder=3)
         if manifest.policy != "quality":
             need = manifest.min_retention * teacher["metrics"][metric]
             label = f"{100 * manifest.min_retention:g}% of the teacher"
-            axes.axhline(need, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1, label=label)
+            axes.axhline(need, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1, label=label)
         if baseline is not None:
             value = baseline["metrics"][metric]
             axes.axhline(
-                value, color=_FAINT, linewidth=1.4, linestyle=":", zorder=1, label=f"baseline {baseline['name']}"
+                value, color=FAINT, linewidth=1.4, linestyle=":", zorder=1, label=f"baseline {baseline['name']}"
             )
         for entry in manifest.unservable:
             # Measured for its quality alone, so that it has no place on the other axis.
             label = f"{entry['name']}, in PyTorch"
-            axes.axhline(entry["metrics"][metric], color=_FAINT, linewidth=1, linestyle="-.", zorder=1, label=label)
+            axes.axhline(entry["metrics"][metric], color=FAINT, linewidth=1, linestyle="-.", zorder=1, label=label)
         values = [x_of(entry) for entry in manifest.candidates]
         if max(values) > 6 * min(values):
             axes.set_xscale("log")
@@ -142,11 +107,11 @@ def calibration_plot(bins: Sequence[Mapping[str, Any]]) -> str:
     most = max(entry["rows"] for entry in bins)
 
     def paint(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=":", zorder=1)
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", zorder=1)
         x = [entry["confidence"] for entry in bins]
         y = [entry["accuracy"] for entry in bins]
-        axes.plot(x, y, color=_COLOURS[0], linewidth=1.5, alpha=0.5, zorder=2)
-        axes.scatter(x, y, s=[18 + 130 * entry["rows"] / most for entry in bins], color=_COLOURS[0], zorder=3)
+        axes.plot(x, y, color=COLOURS[0], linewidth=1.5, alpha=0.5, zorder=2)
+        axes.scatter(x, y, s=[18 + 130 * entry["rows"] / most for entry in bins], color=COLOURS[0], zorder=3)
         axes.set_xlim(0, 1.03)
         axes.set_ylim(0, 1.03)
         axes.set_aspect("equal")

@@ -8,25 +8,11 @@ from typing import Any
 
 from stillhouse.loadtest.ramp import Step
 from stillhouse.loadtest.result import LoadResult
+from stillhouse.plotting import COLOURS, FAINT, INK, canvas, save_figure
 
 __all__ = ["save_plot"]
 
-_COLOURS = {"p50": "#1b7f5c", "p95": "#3b4cc0", "p99": "#c2571a"}
-_INK, _FAINT = "#1d232b", "#68727d"
-_STYLE: Any = {
-    "font.size": 10.5,
-    "axes.edgecolor": "#aab2bb",
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e4e7eb",
-    "text.color": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "svg.hashsalt": "stillhouse",  # the same figures give the same bytes
-}
+_COLOURS = {"p50": COLOURS[2], "p95": COLOURS[0], "p99": COLOURS[1]}
 
 
 def save_plot(paths: Sequence[Path], steps: Sequence[Step], *, title: str, knee: int | None) -> None:
@@ -41,13 +27,7 @@ def save_plot(paths: Sequence[Path], steps: Sequence[Step], *, title: str, knee:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    # No pyplot: it keeps every figure alive and picks a backend for the whole process.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.6), dpi=144, layout="constrained")
-        axes = figure.add_subplot()
+    with canvas(7.2, 4.6) as (figure, axes):
         own = [(step.concurrency, step.result) for step in steps]
         _lines(axes, own, "", "-")
         if others := [(step.concurrency, step.against) for step in steps if step.against]:
@@ -55,9 +35,9 @@ def save_plot(paths: Sequence[Path], steps: Sequence[Step], *, title: str, knee:
         for concurrency, result in own:
             at = (result.texts_per_second, result.p99)  # not drawn where nothing was answered: p99 is NaN
             style: Any = {"xytext": (-6, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
-            axes.annotate(str(concurrency), at, **style, color=_FAINT)
+            axes.annotate(str(concurrency), at, **style, color=FAINT)
             if concurrency == knee:
-                ring: Any = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": _INK, "linestyle": "none"}
+                ring: Any = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
                 axes.plot(*at, "o", **ring, label=f"knee: {knee} at once")
         axes.set_xlim(left=0)
         axes.set_yscale("log")
@@ -68,8 +48,7 @@ def save_plot(paths: Sequence[Path], steps: Sequence[Step], *, title: str, knee:
         axes.set_title(title)
         axes.legend(frameon=False, fontsize=9)
         for path in paths:
-            # Only SVG stamps the time that it was written at.
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+            save_figure(figure, path)
 
 
 def _lines(axes: Any, points: Sequence[tuple[int, LoadResult]], suffix: str, style: str) -> None:

@@ -103,22 +103,35 @@ class Sequences:
             round_, place = round_ + 1, 0
 
     def first(self, count: int) -> dict[str, NDArray[Any]]:
-        """The first sequences, fewer where a single pass has fewer."""
+        """The first sequences, fewer where a single pass has fewer. Of pairs, as many of one label as of the other.
+
+        Next-sentence pairs have more of one label than of the other, by how documents end; a model that has learned
+        nothing is to be right half of the time.
+        """
         parts: list[dict[str, NDArray[Any]]] = []
+        missing = [count] if not self.recipe.task else [count // 2, count // 2]
         order = np.random.default_rng([self.recipe.seed, _ORDER, 0]).permutation(len(self.paths))
         for file in order:
             made = self._make(0, int(file))
-            taken = made.rows[: count - sum(len(part["ids"]) for part in parts)]
+            places = [np.flatnonzero(made.rows[:, 4] == label)[:wanted] for label, wanted in enumerate(missing)]
+            missing = [wanted - len(found) for wanted, found in zip(missing, places, strict=True)]
+            taken = made.rows[np.sort(np.concatenate(places))]
             if len(taken):
                 parts.append(self._fill(made.tokens, taken))
-            if sum(len(part["ids"]) for part in parts) >= count:
+            if not any(missing):
                 break
         if not parts:
             raise InputError(
                 Problem("corpus", f"no held-out sequence can be made of it for {self.recipe.task or 'mlm'}.",
                         "Raise validation_fraction, or give more documents of several sentences.")
             )  # fmt: skip
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        block = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if self.recipe.task:
+            places = [np.flatnonzero(block["labels"] == label) for label in (0, 1)]
+            each = max(1, min(map(len, places)))  # of a corpus so small that one label is absent, at least something
+            kept = np.sort(np.concatenate([found[:each] for found in places]))
+            block = {name: values[kept] for name, values in block.items()}
+        return block
 
     def _make(self, round_: int, file: int) -> _Made:
         random = np.random.default_rng([self.recipe.seed, _FILE, round_, file])

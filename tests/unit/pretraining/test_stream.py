@@ -94,6 +94,15 @@ def test_pairs_have_two_types_and_three_special_tokens(files: list[Path], vocabu
         assert (ids[length:] == vocabulary.padding).all()
 
 
+@pytest.mark.parametrize("task", ["nsp", "sop"])
+@pytest.mark.parametrize("count", [8, 10_000])
+def test_held_out_pairs_have_as_many_of_either_label(task: str, count: int, files: list[Path], vocabulary: Vocabulary):
+    sequences = Sequences(files, Recipe(length=LENGTH, task=task), vocabulary)
+    labels = sequences.first(count)["labels"].tolist()
+    assert labels.count(0) == labels.count(1)
+    assert len(labels) == count or count == 10_000 > len(labels) > 8
+
+
 def test_masks_and_orders_are_drawn_anew_in_every_pass(files: list[Path], vocabulary: Vocabulary):
     sequences = Sequences(files[:1], Recipe(length=LENGTH), vocabulary)
     seen: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
