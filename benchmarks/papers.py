@@ -52,6 +52,10 @@ MINUTES = {"sst2": 120.0}
 """Budget of each part where it is not 60 minutes."""
 
 
+MINILM = "minilm://"
+"""A small BERT that has learned English already: the parts that must begin with one take it where there is no GPU."""
+
+
 def _bert(layers: int, width: int, positions: int) -> dict[str, int]:
     return {
         "num_hidden_layers": layers,
@@ -67,15 +71,13 @@ def _pretraining(length: int, batch: int, rate: float, accumulation: int = 1) ->
             "gradient_accumulation_steps": accumulation}  # fmt: skip
 
 
-def _small(
-    layers: int, width: int, length: int, batch: int, rate: float, *, vocabulary: int, documents: int, rows: int
-) -> dict[str, Any]:
+def _common(length: int, batch: int, rate: float, *, tokenizer: str, documents: int = 0, rows: int) -> dict[str, Any]:
     """What the three parts that pretrain have in common."""
     return {
-        "model": _bert(layers, width, length),
         "pretraining": _pretraining(length, batch, rate),
-        "tokenizer": f"train://wordpiece?vocab_size={vocabulary}",
+        "tokenizer": tokenizer,
         "documents": documents,
+        "validation_fraction": 0.06,
         "probe_steps": [4, 24],
         "test_rows": 2000,
         "rows": rows,
@@ -85,23 +87,39 @@ def _small(
     }
 
 
-def _student(layers: int, width: int, positions: int) -> dict[str, int]:
-    return {"n_layers": layers, "dim": width, "n_heads": width // 64, "hidden_dim": 4 * width,
+def _student(layers: int, width: int, positions: int, heads: int = 0) -> dict[str, int]:
+    return {"n_layers": layers, "dim": width, "n_heads": heads or width // 64, "hidden_dim": 4 * width,
             "max_position_embeddings": positions}  # fmt: skip
+
+
+def _wordpiece(size: int) -> str:
+    return f"train://wordpiece?vocab_size={size}"
 
 
 LAPTOP: dict[str, dict[str, Any]] = {
     "parameters": {},
     "speed": {"shapes": [[1, 128], [8, 128], [1, 32]], "rounds": 7},
-    "sentences": {**_small(4, 128, 128, 32, 5e-4, vocabulary=8192, documents=0, rows=0), "steps": 20000, "seeds": [1]},
+    "sentences": {
+        **_common(128, 16, 2e-4, tokenizer=MINILM, rows=0),
+        "model": MINILM,
+        "steps": 20000,
+        "seeds": [1],
+    },
     "ablation": {
-        **_small(4, 128, 128, 32, 5e-4, vocabulary=8192, documents=0, rows=5000),
-        "student": _student(2, 128, 128),
-        "teacher_steps": 6000,
+        **_common(64, 32, 5e-4, tokenizer=MINILM, rows=5000),
+        "model": MINILM,
+        "teacher_steps": 2000,
+        "student": _student(3, 384, 512, heads=12),
         "steps": 1000,
         "seeds": [1, 2, 3],
     },
-    "sharing": {**_small(4, 128, 128, 32, 5e-4, vocabulary=8192, documents=0, rows=10000), "steps": 6000, "seeds": [1]},
+    "sharing": {
+        **_common(128, 32, 1e-3, tokenizer=_wordpiece(8192), rows=10000),
+        "model": _bert(4, 128, 128),
+        "objective": "mlm",
+        "steps": 6000,
+        "seeds": [1],
+    },
     "sst2": {
         "rows": 20000,
         "evaluation_rows": 0,
@@ -126,32 +144,23 @@ LAPTOP: dict[str, dict[str, Any]] = {
         "prune": {"heads": 0.33, "ffn": 0.5, "epochs": 2.0},
     },
 }
+_BASE = {**_common(512, 128, 3e-4, tokenizer=_wordpiece(30000), rows=67349), "model": _bert(12, 768, 512),
+         "learning_rate": 5e-5, "epochs": 3.0, "seeds": [1, 2, 3]}  # fmt: skip
 GPU: dict[str, dict[str, Any]] = {
     **LAPTOP,
-    "sentences": {**_small(12, 768, 512, 128, 3e-4, vocabulary=30000, documents=0, rows=0), "steps": 60000,
-                  "seeds": [1, 2, 3]},
-    "ablation": {
-        **_small(12, 768, 512, 128, 3e-4, vocabulary=30000, documents=0, rows=0),
-        "student": _student(6, 768, 512),
-        "teacher_steps": 60000,
-        "steps": 20000,
-        "seeds": [1, 2, 3],
-        "rows": 67349,
-        "learning_rate": 5e-5,
-        "epochs": 3.0,
-    },
-    "sharing": {**_small(12, 768, 512, 128, 3e-4, vocabulary=30000, documents=0, rows=67349), "steps": 60000,
-                "seeds": [1, 2, 3], "learning_rate": 5e-5, "epochs": 3.0},
+    "sentences": {**_BASE, "steps": 60000},
+    "ablation": {**_BASE, "student": _student(6, 768, 512), "teacher_steps": 60000, "steps": 20000},
+    "sharing": {**_BASE, "objective": "mlm+sop", "steps": 60000},
     "sst2": {**LAPTOP["sst2"], "rows": 67349, "wiki_steps": 50000, "wiki_batch_size": 128, "sequence_length": 128},
 }  # fmt: skip
-_TINY = {**_small(2, 64, 64, 8, 1e-3, vocabulary=400, documents=400, rows=64), "probe_steps": [1, 3], "test_rows": 32,
-         "evaluation_rows": 64, "epochs": 1.0}  # fmt: skip
+_TINY = {**_common(64, 8, 1e-3, tokenizer=_wordpiece(400), documents=400, rows=64), "model": _bert(2, 64, 64),
+         "probe_steps": [1, 3], "test_rows": 32, "evaluation_rows": 64, "epochs": 1.0}  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {
     "parameters": {},
     "speed": {"shapes": [[1, 16]], "rounds": 2},
     "sentences": {**_TINY, "steps": 6, "seeds": [1]},
     "ablation": {**_TINY, "student": _student(1, 64, 64), "teacher_steps": 4, "steps": 3, "seeds": [1, 2]},
-    "sharing": {**_TINY, "steps": 4, "seeds": [1]},
+    "sharing": {**_TINY, "objective": "mlm+sop", "steps": 4, "seeds": [1]},
     "sst2": {**LAPTOP["sst2"], "rows": 64, "evaluation_rows": 32, "documents": 400, "seeds": [1], "teacher_epochs": 1.0,
              "student_epochs": 1.0, "albert_epochs": 1.0, "sequence_length": 32, "wiki_batch_size": 4, "wiki_steps": 3,
              "head_steps": 2, "probe_steps": [1, 2], "probe_rows": [16, 32]},

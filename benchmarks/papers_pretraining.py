@@ -19,12 +19,17 @@ def _query(fields: dict[str, Any]) -> str:
     return "&".join(f"{name}={value}" for name, value in fields.items())
 
 
+def _model(model: dict[str, Any] | str) -> str:
+    """A BERT to begin with: a checkpoint, or random weights of a shape."""
+    return model if isinstance(model, str) else f"scratch://bert?{_query(model)}"
+
+
 def sentences(study: Study) -> None:
     """3. What training on one sentence task teaches of the other."""
     plan = study.settings
-    texts = corpus(study, plan["tokenizer"], plan["documents"])
+    texts = corpus(study, plan["tokenizer"], plan["documents"], plan["validation_fraction"])
     tasks = {"nsp": "mlm+nsp", "sop": "mlm+sop"}
-    given = {"model": f"scratch://bert?{_query(plan['model'])}", **plan["pretraining"]}
+    given = {"model": _model(plan["model"]), **plan["pretraining"]}
     each = seconds_per_step(study, "sentences", texts, **given, objective="mlm+sop")
     runs = len(tasks) * len(plan["seeds"])
     steps = study.fit("steps of each model", plan["steps"], each, study.minutes * 0.95 / runs, least=2)
@@ -88,10 +93,10 @@ place for CE and reads ∅ – cosine – MLM, that of –1.46 has one for cosin
 def ablation(study: Study) -> None:
     """4. Each loss removed in turn, and random against copied layers."""
     plan = study.settings
-    texts = corpus(study, plan["tokenizer"], plan["documents"])
+    texts = corpus(study, plan["tokenizer"], plan["documents"], plan["validation_fraction"])
     data = dataset(study)
     minutes = study.minutes
-    teacher_given = {"model": f"scratch://bert?{_query(plan['model'])}", "objective": "mlm", **plan["pretraining"]}
+    teacher_given = {"model": _model(plan["model"]), "objective": "mlm", **plan["pretraining"]}
     each = seconds_per_step(study, "ablation-teacher", texts, **teacher_given)
     steps = study.fit("steps of the teacher", plan["teacher_steps"], each, minutes * 0.2, least=2)
     teacher = pretrained(study, "ablation-teacher", texts, **teacher_given, steps=steps)
@@ -134,7 +139,7 @@ def ablation(study: Study) -> None:
 def sharing(study: Study) -> None:
     """5. What sharing which part costs, at the same width."""
     plan = study.settings
-    texts = corpus(study, plan["tokenizer"], plan["documents"])
+    texts = corpus(study, plan["tokenizer"], plan["documents"], plan["validation_fraction"])
     data = dataset(study)
     # Average over five tasks and parameters, E = 128; Lan et al. 2019, table 4.
     paper = {"all": ("12M", 80.1, 90.3), "attention": ("64M", 81.7, 91.9), "ffn": ("38M", 80.2, 91.7),
@@ -142,31 +147,25 @@ def sharing(study: Study) -> None:
 
     def given(shared: str) -> dict[str, Any]:
         model = f"scratch://albert?layer_sharing={shared}&{_query(plan['model'])}"
-        return {"model": model, "objective": "mlm+sop", **plan["pretraining"]}
+        return {"model": model, "objective": plan["objective"], **plan["pretraining"]}
 
     each = seconds_per_step(study, "sharing", texts, **given("none"))
     runs = len(paper) * len(plan["seeds"])
     steps = study.fit("steps of each model", plan["steps"], each, study.minutes * 0.8 / runs, least=2)
-    found: dict[str, dict[str, list[float]]] = {shared: {"perplexity": [], "sop": [], "sst2": []} for shared in paper}
+    found: dict[str, dict[str, list[float]]] = {shared: {"perplexity": [], "sst2": []} for shared in paper}
     sizes = {}
     for seed in plan["seeds"]:
         for shared in paper:
             model = pretrained(study, f"sharing-{shared}", texts, **given(shared), steps=steps, seed=seed)
             entry = _perplexity_and_sst2(study, model, texts, data, seed)
-            entry["sop"] = study.result(
-                "sop-accuracy", {"model": model.parent.name, "rows": plan["test_rows"]},
-                lambda model=model: {
-                    "accuracy": sentence_accuracy(model, texts, task="sop", rows=plan["test_rows"], seed=1)
-                },
-            )["accuracy"]  # fmt: skip
             for figure, value in entry.items():
                 found[shared][figure].append(value)
             sizes[shared] = ModelManifest.load(model).parameters
             study.say(f"seed {seed}, {shared}: perplexity {entry['perplexity']:.1f}, SST-2 {entry['sst2']:.4f}")
     study.table(
-        ["Shared", "Parameters", "Perplexity", "SOP", "SST-2 test", "Parameters in the paper", "Average", "SST-2"],
+        ["Shared", "Parameters", "Perplexity", "SST-2 test", "Parameters in the paper", "Average", "SST-2"],
         [[shared, f"{sizes[shared] / 1e6:.2f}M", mean_and_spread(entry["perplexity"], 1),
-          mean_and_spread(entry["sop"], 3), mean_and_spread(entry["sst2"]), paper[shared][0],
+          mean_and_spread(entry["sst2"]), paper[shared][0],
           f"{paper[shared][1]:.1f}", f"{paper[shared][2]:.1f}"]
          for shared, entry in found.items()],
     )  # fmt: skip

@@ -45,12 +45,15 @@ def dataset(study: Study, *, rows: int = 0, evaluation_rows: int = 0, seed: int 
     return study.artifact("sst2", key, make) / "content"
 
 
-def corpus(study: Study, tokenizer: str, documents: int) -> Path:
+def corpus(study: Study, tokenizer: str, documents: int, validation_fraction: float = 0.02) -> Path:
     """wiki_en as a corpus artifact."""
     key = {"tokenizer": tokenizer, "documents": documents}
+    if validation_fraction != 0.02:
+        key["validation_fraction"] = validation_fraction
 
     def make(content: Path) -> None:
-        config = CorpusConfig(corpus=str(DATA / "wiki_en/docs.jsonl"), tokenizer=tokenizer, max_documents=documents)
+        config = CorpusConfig(corpus=str(DATA / "wiki_en/docs.jsonl"), tokenizer=tokenizer, max_documents=documents,
+                              validation_fraction=validation_fraction)  # fmt: skip
         prepare_corpus(config, output_dir=content, step=Told("corpus"))
 
     return study.artifact("corpus", key, make) / "content"
