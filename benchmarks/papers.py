@@ -78,7 +78,7 @@ def _common(length: int, batch: int, rate: float, *, tokenizer: str, documents: 
         "tokenizer": tokenizer,
         "documents": documents,
         "validation_fraction": 0.06,
-        "probe_steps": [4, 24],
+        "probe_steps": [5, 25],
         "test_rows": 2000,
         "rows": rows,
         "evaluation_rows": 0,
@@ -135,7 +135,7 @@ LAPTOP: dict[str, dict[str, Any]] = {
         "wiki_share": 0.2,
         "head_steps": 200,
         "probe_steps": [2, 12],
-        "probe_rows": [320, 1280],
+        "probe_rows": 1280,
     },
     "compression": {
         "length": 128,
@@ -163,7 +163,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "sharing": {**_TINY, "objective": "mlm+sop", "steps": 4, "seeds": [1]},
     "sst2": {**LAPTOP["sst2"], "rows": 64, "evaluation_rows": 32, "documents": 400, "seeds": [1], "teacher_epochs": 1.0,
              "student_epochs": 1.0, "albert_epochs": 1.0, "sequence_length": 32, "wiki_batch_size": 4, "wiki_steps": 3,
-             "head_steps": 2, "probe_steps": [1, 2], "probe_rows": [16, 32]},
+             "head_steps": 2, "probe_steps": [1, 2], "probe_rows": 96},
     "compression": {**LAPTOP["compression"], "length": 16, "rounds": 2},
 }  # fmt: skip
 SCALES = {"laptop": LAPTOP, "gpu": GPU, "quick": QUICK}

@@ -71,22 +71,18 @@ def pretrained(study: Study, name: str, corpus_dir: Path, **settings: Any) -> Pa
 
 
 def seconds_per_step(study: Study, name: str, corpus_dir: Path, **settings: Any) -> float:
-    """What an optimizer step of a pretraining takes here: the difference between a short and a shorter one."""
+    """What an optimizer step of a pretraining takes here."""
+    first, steps = study.settings["probe_steps"]
 
     def make() -> dict[str, Any]:
-        taken = {}
-        for steps in study.settings["probe_steps"]:
-            begin = time.monotonic()
-            folder = study.state / "probe" / f"{name}-{steps}-{time.time_ns()}"
-            few = {**settings, "steps": steps, "evaluations": 1, "head_steps": 1}
-            config = PretrainConfig(name=name, precision=precision(), **few)
-            pretrain(config, corpus_dir=corpus_dir, output_dir=folder, step=Told(f"{name}, probe"))
-            taken[steps] = time.monotonic() - begin
-        (few, many) = sorted(taken)
-        return {"seconds_per_step": max(1e-3, (taken[many] - taken[few]) / (many - few))}
+        folder = study.state / "probe" / f"{name}-{time.time_ns()}"
+        few = {**settings, "steps": steps, "evaluations": 1, "head_steps": 1}
+        watch = Told(f"{name}, probe")
+        config = PretrainConfig(name=name, precision=precision(), **few)
+        pretrain(config, corpus_dir=corpus_dir, output_dir=folder, step=watch)
+        return {"seconds_per_step": watch.seconds_per_step(first)}
 
-    key = {**settings, "corpus": corpus_dir.parent.name, "steps": study.settings["probe_steps"],
-           "precision": precision()}  # fmt: skip
+    key = {**settings, "corpus": corpus_dir.parent.name, "steps": [first, steps], "precision": precision()}
     return float(study.result(f"probe-{name}", key, make)["seconds_per_step"])
 
 
@@ -155,32 +151,23 @@ def _epoch_scale(study: Study) -> float:
     """
     plan = study.settings
 
-    def timed(rows: int) -> dict[str, float]:
-        """Seconds of an epoch of each kind on so many rows, and of what goes with it."""
+    def make() -> dict[str, Any]:
+        first, rows = plan["probe_steps"][0], plan["probe_rows"]
         data = dataset(study, rows=rows, evaluation_rows=32)
-        folder = study.state / "probe" / f"sst2-{rows}-{time.time_ns()}"
-        common = {"epochs": 1.0, "evaluations_per_epoch": 1, "early_stopping_patience": 0, "precision": precision()}
+        folder = study.state / "probe" / f"sst2-{time.time_ns()}"
         teacher = folder / "teacher"
-        begin = [time.monotonic()]
+        common = {"epochs": 1.0, "evaluations_per_epoch": 1, "early_stopping_patience": 0, "precision": precision()}
+        watches = {kind: Told(f"{kind}, probe") for kind in ("teacher", "student", "albert")}
         finetune(FinetuneConfig(name="teacher", checkpoint=TEACHER, **common),
-                 dataset_dir=data, output_dir=teacher, step=Told("teacher, probe"))  # fmt: skip
-        begin.append(time.monotonic())
+                 dataset_dir=data, output_dir=teacher, step=watches["teacher"])  # fmt: skip
         distill(DistillConfig(name="student", student="teacher://", layers=LAYERS, **common),
                 dataset_dir=data, teacher_dir=teacher, output_dir=folder / "student",
-                step=Told("student, probe"))  # fmt: skip
-        begin.append(time.monotonic())
+                step=watches["student"])  # fmt: skip
         albert = FinetuneConfig(name="albert", checkpoint="teacher://", embedding_size=128,
                                 layers=plan["albert_layers"], **common)  # fmt: skip
-        finetune(
-            albert, dataset_dir=data, teacher_dir=teacher, output_dir=folder / "albert", step=Told("albert, probe")
-        )
-        begin.append(time.monotonic())
-        return {kind: begin[at + 1] - begin[at] for at, kind in enumerate(("teacher", "student", "albert"))}
-
-    def make() -> dict[str, Any]:
-        few, many = sorted(plan["probe_rows"])
-        short, long = timed(few), timed(many)
-        per_epoch = {kind: max(0.1, (long[kind] - short[kind]) / (many - few) * plan["rows"]) for kind in short}
+        finetune(albert, dataset_dir=data, teacher_dir=teacher, output_dir=folder / "albert", step=watches["albert"])
+        steps = -(-plan["rows"] // albert.batch_size)
+        per_epoch = {kind: steps * watch.seconds_per_step(first) for kind, watch in watches.items()}
         students = 2 * plan["student_epochs"] * per_epoch["student"] + plan["albert_epochs"] * per_epoch["albert"]
         teachers = plan["teacher_epochs"] * per_epoch["teacher"]
         # A tenth is for what is done besides: loading, evaluating, saving.

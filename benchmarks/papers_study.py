@@ -34,9 +34,16 @@ class Told(Step):
         super().__init__(name)
         self._every = every
         self._last = time.monotonic()
+        self._times: dict[int, float] = {}
+
+    def seconds_per_step(self, first: int) -> float:
+        """What each step took after the first ones, which are slower."""
+        last = max(self._times)
+        return (self._times[last] - self._times[first]) / (last - first)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
+        self._times.setdefault(done, now)
         if now - self._last >= self._every:
             self._last = now
             print(f"       {self.id}: {done:,} of {total:,}{f', {note}' if note else ''}", file=sys.stderr, flush=True)
