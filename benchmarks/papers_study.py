@@ -215,12 +215,10 @@ class Study:
 
 
 def precision() -> str:
-    """Of training: `bf16` on a CPU that has instructions for it, which more than halves the time; else `auto`."""
-    import torch
+    """Of training: what `auto` comes to here, as part of the keys."""
+    from stillhouse.training.hardware import uses_bf16
 
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bf16" if native and not torch.cuda.is_available() else "auto"
+    return "bf16" if uses_bf16("auto") else "fp32"
 
 
 def _gpu() -> dict[str, str]:

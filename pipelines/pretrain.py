@@ -87,7 +87,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             temperature: For triple, divisor of the logits before the softmax.
             head_steps: For triple, steps that fit a language-model head on a teacher that has none.
             evaluations: Evaluations on the held-out documents, spread over the steps, each with a checkpoint.
-            precision: Of training: auto (bf16 on a GPU that has it), fp32 or bf16.
+            precision: Of training: auto (bf16 where GPU or CPU have it), fp32 or bf16.
             seed: Seed of everything random.
             checkpoint_dir: Where resumable checkpoints are kept: a path on a volume or an object-store URI; empty keeps none between runs.
             output: Where a copy of the pretrained checkpoint goes: a path on a volume or an object-store URI; empty makes none beside the run's own.

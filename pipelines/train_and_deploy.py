@@ -169,7 +169,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             weight_decay: AdamW's decoupled weight decay.
             evaluations_per_epoch: Evaluations on the validation split per epoch, each with a checkpoint.
             early_stopping_patience: Evaluations without improvement after which training stops; 0 never stops early.
-            precision: Of training: auto (bf16 on a GPU that has it), fp32 or bf16.
+            precision: Of training: auto (bf16 where GPU or CPU have it), fp32 or bf16.
             seed: Seed of everything random.
             checkpoint_dir: Where resumable checkpoints are kept: a path on a volume or an object-store URI; empty keeps none between runs.
             precisions: Precisions to package, comma-separated: fp32, and of fp16, int8 and int8-static those wanted.

@@ -112,7 +112,7 @@ class PretrainConfig:
     evaluations: int = 10
     """Evaluations on held-out documents, spread over the steps; a checkpoint is saved at each."""
     precision: str = "auto"
-    """`auto` (bf16 on a GPU that has it, else fp32), `fp32` or `bf16`."""
+    """`auto` (bf16 where the GPU or the CPU has instructions for it, else fp32), `fp32` or `bf16`."""
     seed: int = 42
     """Seed of fresh weights, dropout, the order of documents, segments and masks."""
     checkpoint_dir: str = ""

@@ -39,7 +39,7 @@ class TrainConfig:
     quality_metric: str = "accuracy"
     """The validation metric that picks the best checkpoint."""
     precision: str = "auto"
-    """`auto` (bf16 on a GPU that has it, else fp32), `fp32` or `bf16`."""
+    """`auto` (bf16 where the GPU or the CPU has instructions for it, else fp32), `fp32` or `bf16`."""
     seed: int = 42
     """Seed of shuffling, dropout and fresh weights."""
     checkpoint_dir: str = ""

@@ -21,7 +21,15 @@ def limit_threads(hidden_size: int | None) -> None:
 
 def uses_bf16(precision: str) -> bool:
     """Whether `auto`, `fp32` or `bf16` comes to bf16 here."""
-    return precision == "bf16" or (precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    return precision == "bf16" or (precision == "auto" and _has_bf16())
+
+
+def _has_bf16() -> bool:
+    """Whether what trains here has instructions for bf16. Without them a CPU emulates it, slower than fp32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def uses_cpu(precision: str) -> bool:

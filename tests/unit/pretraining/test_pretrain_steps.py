@@ -34,7 +34,7 @@ from stillhouse.training import DistillConfig, FinetuneConfig, steps
 
 def config(**changes: Any) -> PretrainConfig:
     values = {"model": SCRATCH, "sequence_length": 24, "steps": 12, "batch_size": 8, "learning_rate": 1e-3,
-              "evaluations": 2}  # fmt: skip
+              "evaluations": 2, "precision": "fp32"}  # fmt: skip
     return PretrainConfig(**{**values, **changes})
 
 

@@ -62,6 +62,7 @@ def assert_same_history(one: Path, other: Path) -> None:
 def test_two_processes_killed_and_continued_make_the_steps_of_one(corpus: Path, tmp_path: Path):
     settings: dict[str, Any] = {
         "model": SCRATCH, "sequence_length": 24, "steps": 20, "evaluations": 4, "learning_rate": 2e-3,
+        "precision": "fp32",
     }  # fmt: skip
     pretrain(PretrainConfig(**settings, batch_size=16), corpus_dir=corpus, output_dir=tmp_path / "one")
     settings |= {"batch_size": 4, "gradient_accumulation_steps": 2, "checkpoint_dir": str(tmp_path / "checkpoints")}
@@ -85,7 +86,7 @@ def test_two_processes_fit_a_head_and_distil_as_one_does(corpus: Path, tmp_path:
         shutil.copy(bert / name, teacher)
     settings: dict[str, Any] = {
         "model": "teacher://", "teacher": str(teacher), "objective": "triple", "sequence_length": 24, "steps": 10,
-        "head_steps": 10, "evaluations": 2, "learning_rate": 2e-3,
+        "head_steps": 10, "evaluations": 2, "learning_rate": 2e-3, "precision": "fp32",
     }  # fmt: skip
     pretrain(PretrainConfig(**settings, batch_size=16), corpus_dir=corpus, output_dir=tmp_path / "one")
     done = together({**settings, "batch_size": 8}, corpus, tmp_path / "two")

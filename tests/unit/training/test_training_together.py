@@ -34,7 +34,9 @@ SCRATCH = (
     "&hidden_dropout_prob=0&attention_probs_dropout_prob=0"
 )
 # Twice an epoch makes every step a line of the history, which a loss averaged over steps before a kill would not match.
-COMMON: dict[str, Any] = dict(learning_rate=1e-3, max_length=16, evaluations_per_epoch=2, early_stopping_patience=0)
+COMMON: dict[str, Any] = dict(
+    learning_rate=1e-3, max_length=16, evaluations_per_epoch=2, early_stopping_patience=0, precision="fp32"
+)
 
 
 def teacher_config(batch_size: int, **changes: Any) -> FinetuneConfig:
