@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from stillhouse.training import ranks
@@ -28,7 +30,7 @@ def _has_bf16() -> bool:
     """Whether what trains here has instructions for bf16. Without them a CPU emulates it, slower than fp32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
