@@ -28,12 +28,15 @@ demo: $(INSTALLED) ## Train, distil, compare, register and serve on built-in dat
 
 test: test-fast test-slow ## Run all tests
 
+# Two tests at a time, each with as many threads as there are cores, would wait for one another.
+test-fast test-slow: export OMP_NUM_THREADS = 1
+
 test-fast: $(INSTALLED) ## Run the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(INSTALLED) ## Run the tests that train, serve or build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/e2e
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/e2e
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --ignore tests/e2e
 
 check: $(INSTALLED) ## Check style, types, generated docs and compiled pipelines
 	$(BIN)/python -m ruff check

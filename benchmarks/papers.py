@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from papers_study import DATA, Study
+from papers_study import DATA, MINILM, Study
 
 from stillhouse.state import home
 
@@ -52,10 +52,6 @@ MINUTES = {"sst2": 120.0}
 """Budget of each part where it is not 60 minutes."""
 
 
-MINILM = "minilm://"
-"""A small BERT that has learned English already: the parts that must begin with one take it where there is no GPU."""
-
-
 def _bert(layers: int, width: int, positions: int) -> dict[str, int]:
     return {
         "num_hidden_layers": layers,
@@ -66,15 +62,10 @@ def _bert(layers: int, width: int, positions: int) -> dict[str, int]:
     }
 
 
-def _pretraining(length: int, batch: int, rate: float, accumulation: int = 1) -> dict[str, Any]:
-    return {"sequence_length": length, "batch_size": batch, "learning_rate": rate,
-            "gradient_accumulation_steps": accumulation}  # fmt: skip
-
-
 def _common(length: int, batch: int, rate: float, *, tokenizer: str, documents: int = 0, rows: int) -> dict[str, Any]:
     """What the three parts that pretrain have in common."""
     return {
-        "pretraining": _pretraining(length, batch, rate),
+        "pretraining": {"sequence_length": length, "batch_size": batch, "learning_rate": rate},
         "tokenizer": tokenizer,
         "documents": documents,
         "validation_fraction": 0.06,
@@ -124,6 +115,7 @@ LAPTOP: dict[str, dict[str, Any]] = {
         "rows": 20000,
         "evaluation_rows": 0,
         "documents": 0,
+        "validation_fraction": 0.02,
         "seeds": [1, 2, 3],
         "teacher_epochs": 2.0,
         "student_epochs": 3.0,

@@ -27,7 +27,7 @@ def _model(model: dict[str, Any] | str) -> str:
 def sentences(study: Study) -> None:
     """3. What training on one sentence task teaches of the other."""
     plan = study.settings
-    texts = corpus(study, plan["tokenizer"], plan["documents"], plan["validation_fraction"])
+    texts = corpus(study, plan["tokenizer"])
     tasks = {"nsp": "mlm+nsp", "sop": "mlm+sop"}
     given = {"model": _model(plan["model"]), **plan["pretraining"]}
     each = seconds_per_step(study, "sentences", texts, **given, objective="mlm+sop")
@@ -93,7 +93,7 @@ place for CE and reads ∅ – cosine – MLM, that of –1.46 has one for cosin
 def ablation(study: Study) -> None:
     """4. Each loss removed in turn, and random against copied layers."""
     plan = study.settings
-    texts = corpus(study, plan["tokenizer"], plan["documents"], plan["validation_fraction"])
+    texts = corpus(study, plan["tokenizer"])
     data = dataset(study)
     minutes = study.minutes
     teacher_given = {"model": _model(plan["model"]), "objective": "mlm", **plan["pretraining"]}
@@ -139,7 +139,7 @@ def ablation(study: Study) -> None:
 def sharing(study: Study) -> None:
     """5. What sharing which part costs, at the same width."""
     plan = study.settings
-    texts = corpus(study, plan["tokenizer"], plan["documents"], plan["validation_fraction"])
+    texts = corpus(study, plan["tokenizer"])
     data = dataset(study)
     # Average over five tasks and parameters, E = 128; Lan et al. 2019, table 4.
     paper = {"all": ("12M", 80.1, 90.3), "attention": ("64M", 81.7, 91.9), "ffn": ("38M", 80.2, 91.7),

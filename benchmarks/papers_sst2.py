@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from papers_study import DATA, Study, Told, accuracy_on_test, mean_and_spread, precision
+from papers_study import DATA, MINILM, Study, Told, accuracy_on_test, mean_and_spread, precision
 
 from stillhouse.artifacts import ModelManifest
 from stillhouse.data.config import DataConfig
@@ -17,7 +18,6 @@ from stillhouse.tasks import get_task
 from stillhouse.training import DistillConfig, FinetuneConfig, PruneSettings
 from stillhouse.training.steps import distill, finetune
 
-TEACHER = "minilm://"
 LAYERS = "2,4,6"
 ROLES = {
     "teacher": "MiniLM teacher, 6 layers",
@@ -45,29 +45,34 @@ def dataset(study: Study, *, rows: int = 0, evaluation_rows: int = 0, seed: int 
     return study.artifact("sst2", key, make) / "content"
 
 
-def corpus(study: Study, tokenizer: str, documents: int, validation_fraction: float = 0.02) -> Path:
-    """wiki_en as a corpus artifact."""
-    key = {"tokenizer": tokenizer, "documents": documents}
-    if validation_fraction != 0.02:
-        key["validation_fraction"] = validation_fraction
+def corpus(study: Study, tokenizer: str) -> Path:
+    """wiki_en as a corpus artifact, of as many documents as the study's settings say."""
+    plan = study.settings
+    key = {"tokenizer": tokenizer, "documents": plan["documents"], "validation_fraction": plan["validation_fraction"]}
 
     def make(content: Path) -> None:
-        config = CorpusConfig(corpus=str(DATA / "wiki_en/docs.jsonl"), tokenizer=tokenizer, max_documents=documents,
-                              validation_fraction=validation_fraction)  # fmt: skip
+        config = CorpusConfig(
+            corpus=str(DATA / "wiki_en/docs.jsonl"), tokenizer=tokenizer, max_documents=plan["documents"],
+            validation_fraction=plan["validation_fraction"],
+        )  # fmt: skip
         prepare_corpus(config, output_dir=content, step=Told("corpus"))
 
     return study.artifact("corpus", key, make) / "content"
+
+
+def _trained(study: Study, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
+    """A model artifact, which is another one in another precision."""
+    return study.artifact(name, {**key, "precision": precision()}, make) / "content"
 
 
 def pretrained(study: Study, name: str, corpus_dir: Path, **settings: Any) -> Path:
     """A pretrained model artifact."""
 
     def make(content: Path) -> None:
-        config = PretrainConfig(name=name, checkpoint_dir=study.checkpoints, precision=precision(), **settings)
+        config = PretrainConfig(name=name, checkpoint_dir=study.checkpoints, **settings)
         pretrain(config, corpus_dir=corpus_dir, output_dir=content, step=Told(name))
 
-    key = {**settings, "corpus": corpus_dir.parent.name, "precision": precision()}
-    return study.artifact(f"pretrained-{name}", key, make) / "content"
+    return _trained(study, f"pretrained-{name}", {**settings, "corpus": corpus_dir.parent.name}, make)
 
 
 def seconds_per_step(study: Study, name: str, corpus_dir: Path, **settings: Any) -> float:
@@ -78,7 +83,7 @@ def seconds_per_step(study: Study, name: str, corpus_dir: Path, **settings: Any)
         folder = study.state / "probe" / f"{name}-{time.time_ns()}"
         few = {**settings, "steps": steps, "evaluations": 1, "head_steps": 1}
         watch = Told(f"{name}, probe")
-        config = PretrainConfig(name=name, precision=precision(), **few)
+        config = PretrainConfig(name=name, **few)
         pretrain(config, corpus_dir=corpus_dir, output_dir=folder, step=watch)
         return {"seconds_per_step": watch.seconds_per_step(first)}
 
@@ -92,13 +97,12 @@ def tuned(
     """A model fine-tuned on the data, or made from the teacher."""
 
     def make(content: Path) -> None:
-        config = FinetuneConfig(name=name, checkpoint=checkpoint, checkpoint_dir=study.checkpoints,
-                                precision=precision(), **settings)  # fmt: skip
+        config = FinetuneConfig(name=name, checkpoint=checkpoint, checkpoint_dir=study.checkpoints, **settings)
         finetune(config, dataset_dir=data, teacher_dir=teacher, output_dir=content, step=Told(name))
 
     key = {**settings, "checkpoint": _identity(checkpoint), "data": data.parent.name,
-           "teacher": teacher and teacher.parent.name, "precision": precision()}  # fmt: skip
-    return study.artifact(f"tuned-{name}", key, make) / "content"
+           "teacher": teacher and teacher.parent.name}  # fmt: skip
+    return _trained(study, f"tuned-{name}", key, make)
 
 
 def distilled(
@@ -114,13 +118,12 @@ def distilled(
             extra["pruning"] = PruneSettings(**prune)
         if str(student) == "teacher://":
             extra["layers"] = LAYERS
-        config = DistillConfig(name="student", student=str(student), checkpoint_dir=study.checkpoints,
-                               precision=precision(), **given, **extra)  # fmt: skip
+        config = DistillConfig(name="student", student=str(student), checkpoint_dir=study.checkpoints, **given, **extra)
         distill(config, dataset_dir=data, teacher_dir=teacher, output_dir=content, step=Told("student"))
 
     key = {**given, "student": _identity(str(student)), "teacher": teacher.parent.name, "data": data.parent.name,
-           "prune": prune, "precision": precision()}  # fmt: skip
-    return study.artifact("student", key, make) / "content"
+           "prune": prune}  # fmt: skip
+    return _trained(study, "student", key, make)
 
 
 def _identity(checkpoint: str) -> str:
@@ -156,9 +159,9 @@ def _epoch_scale(study: Study) -> float:
         data = dataset(study, rows=rows, evaluation_rows=32)
         folder = study.state / "probe" / f"sst2-{time.time_ns()}"
         teacher = folder / "teacher"
-        common = {"epochs": 1.0, "evaluations_per_epoch": 1, "early_stopping_patience": 0, "precision": precision()}
+        common = {"epochs": 1.0, "evaluations_per_epoch": 1, "early_stopping_patience": 0}
         watches = {kind: Told(f"{kind}, probe") for kind in ("teacher", "student", "albert")}
-        finetune(FinetuneConfig(name="teacher", checkpoint=TEACHER, **common),
+        finetune(FinetuneConfig(name="teacher", checkpoint=MINILM, **common),
                  dataset_dir=data, output_dir=teacher, step=watches["teacher"])  # fmt: skip
         distill(DistillConfig(name="student", student="teacher://", layers=LAYERS, **common),
                 dataset_dir=data, teacher_dir=teacher, output_dir=folder / "student",
@@ -187,8 +190,8 @@ def _epoch_scale(study: Study) -> float:
 def wiki_student(study: Study) -> Path:
     """Three layers of the teacher, distilled on wiki_en by the triple loss; before any task."""
     plan = study.settings
-    texts = corpus(study, TEACHER, plan["documents"])
-    given = {"model": "teacher://", "objective": "triple", "teacher": TEACHER, "layers": LAYERS,
+    texts = corpus(study, MINILM)
+    given = {"model": "teacher://", "objective": "triple", "teacher": MINILM, "layers": LAYERS,
              "sequence_length": plan["sequence_length"], "batch_size": plan["wiki_batch_size"], "learning_rate": 2e-4,
              "head_steps": plan["head_steps"]}  # fmt: skip
     each = seconds_per_step(study, "wiki", texts, **given)
@@ -205,7 +208,7 @@ def models_of(study: Study, seed: int) -> dict[str, Path]:
     """The models of one seed."""
     data = dataset(study)
     wiki = wiki_student(study)
-    teacher = tuned(study, "teacher", TEACHER, data, **_teacher_settings(study), seed=seed)
+    teacher = tuned(study, "teacher", MINILM, data, **_teacher_settings(study), seed=seed)
     return {
         "wiki": wiki,
         "teacher": teacher,

@@ -25,6 +25,8 @@ from stillhouse.progress import Step
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 SCIENCE = ROOT / "docs" / "science.md"
+MINILM = "minilm://"
+"""A small BERT that has learned English already: the parts that must begin with one take it where there is no GPU."""
 
 
 class Told(Step):

@@ -60,9 +60,9 @@ def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def save_figure(figure: Figure, target: Path | IO[Any], *, format: str = "", transparent: bool = False) -> None:
-    """Write the figure; a path's suffix says the format, for example `.svg` or `.png`."""
-    format = format or (target.suffix[1:] if isinstance(target, Path) else "svg")
+def save_figure(figure: Figure, target: Path | IO[Any], *, transparent: bool = False) -> None:
+    """Write the figure: in the format that a path's suffix says, for example `.svg` or `.png`; as SVG to a stream."""
+    kind = target.suffix[1:] if isinstance(target, Path) else "svg"
     # Only SVG stamps the time that it was written at.
-    metadata: Any = {"Date": None} if format == "svg" else None
-    figure.savefig(target, format=format, transparent=transparent, metadata=metadata)
+    metadata: Any = {"Date": None} if kind == "svg" else None
+    figure.savefig(target, format=kind, transparent=transparent, metadata=metadata)

@@ -109,7 +109,7 @@ class Sequences:
         nothing is to be right half of the time.
         """
         parts: list[dict[str, NDArray[Any]]] = []
-        missing = [count] if not self.recipe.task else [count // 2, count // 2]
+        missing = [count - count // 2, count // 2] if self.recipe.task else [count]
         order = np.random.default_rng([self.recipe.seed, _ORDER, 0]).permutation(len(self.paths))
         for file in order:
             made = self._make(0, int(file))

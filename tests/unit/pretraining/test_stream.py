@@ -101,6 +101,7 @@ def test_held_out_pairs_have_as_many_of_either_label(task: str, count: int, file
     labels = sequences.first(count)["labels"].tolist()
     assert labels.count(0) == labels.count(1)
     assert len(labels) == count or count == 10_000 > len(labels) > 8
+    assert len(sequences.first(1)["labels"]) == 1
 
 
 def test_masks_and_orders_are_drawn_anew_in_every_pass(files: list[Path], vocabulary: Vocabulary):
