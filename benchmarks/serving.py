@@ -110,9 +110,9 @@ class Bench:
             self.note("knee", self.found["knee"])
         return int(self.found["knee"]["concurrency"])
 
-    def rate(self, status: ServerStatus) -> float:
+    def rate(self, status: ServerStatus, seconds: float = 20) -> float:
         """Texts a second at the knee, as the machine is now: what a shared one can do differs from hour to hour."""
-        return self.load(status, self.knee(status), self.seconds(20)).texts_per_second
+        return self.load(status, self.knee(status), self.seconds(seconds)).texts_per_second
 
     def load(self, status: ServerStatus, concurrency: int, seconds: float) -> LoadResult:
         return run_load(status.grpc_url, MODEL, self.texts, concurrency=concurrency, seconds=seconds)
@@ -268,21 +268,27 @@ def overload(bench: Bench) -> None:
 
 
 def soak(bench: Bench) -> None:
-    """70% of the knee's throughput, as an open loop, after two minutes in which queue and arenas find their size."""
+    """70% of the knee's throughput, as an open loop, after two minutes in which queue and arenas find their size.
+
+    The knee's throughput is measured anew before each minute: what a shared machine can do changes by the minute.
+    """
     with served(bench) as (config, status):
-        rate = bench.rate(status)
-        with punctual():
-            parts = [run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(120))]
-            held = [memory(config)]
-            for _ in range(10):
+        parts: list[LoadResult] = []
+        held: list[int] = []
+        rates: list[float] = []
+        for _ in range(12):
+            rates.append(bench.rate(status, 5))
+            with punctual():
                 parts.append(
-                    run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rate, seconds=bench.seconds(60))
+                    run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rates[-1], seconds=bench.seconds(60))
                 )
-                held.append(memory(config))
-    latencies = np.concatenate([part.latencies for part in parts[1:]])
+            held.append(memory(config))
+    held = held[1:]
+    latencies = np.concatenate([part.latencies for part in parts[2:]])
     bench.note("soak: requests", sum(part.requests for part in parts))
+    bench.note("soak: texts a second at the knee, before each minute", [round(rate, 1) for rate in rates])
     bench.note("soak: p50 and p99, ms", [round(float(value), 1) for value in np.percentile(latencies, (50, 99))])
-    bench.note("soak: errors, each part", [part.errors for part in parts])
+    bench.note("soak: errors, each minute", [part.errors for part in parts])
     bench.note("soak: MB held, each minute", [round(value / 1e6, 1) for value in held])
     bench.claim("errors in ten minutes at 70% of the knee", sum(sum(part.errors.values()) for part in parts), high=0)
     bench.claim("growth of memory", held[-1] / held[0] - 1, high=0.02)

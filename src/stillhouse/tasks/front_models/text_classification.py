@@ -90,8 +90,7 @@ class TextClassifier:
         """As `__call__`, for texts that `decode` returned."""
         probabilities = np.zeros((len(texts), len(self.label_names)), dtype=np.float32)
         if texts:
-            # One call for all: the Rust side works on the texts in parallel.
-            tokens = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+            tokens = self.token_ids(texts)
             for rows in self._sub_batches([len(ids) for ids in tokens]):
                 width = max(1, max(len(tokens[row]) for row in rows))
                 ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
@@ -101,6 +100,13 @@ class TextClassifier:
                     mask[index, : len(tokens[row])] = 1
                 probabilities[rows] = self._encode(ids, mask)
         return probabilities, [self.label_names[index] for index in probabilities.argmax(axis=1)]
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text."""
+        if len(texts) == 1:
+            return [self.tokenizer.encode(texts[0]).ids]  # done before the threads of a batch would be awake
+        # One call for all: the Rust side works on the texts in parallel.
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
 
     def _sub_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Row numbers of each encoder call, rows of like length together: the cheapest way to cut them, sorted."""
@@ -272,7 +278,7 @@ class TritonPythonModel:
         )
 
     def _count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in self._classifier.tokenizer.encode_batch_fast(list(texts))]
+        return [len(ids) for ids in self._classifier.token_ids(texts)]
 
     def _encode(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run the encoder model inside this server."""
