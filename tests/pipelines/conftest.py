@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,18 @@ from stillhouse.pipelines.remote import uploads
 from stillhouse.pipelines.remote.commands import add_commands, run_command
 
 Command = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shallow_stack() -> Iterator[None]:
+    """Lets `inspect.stack` leave the sources of the callers alone.
+
+    kfp asks it for a caller's name at each setting of each step, and in a test the stack is deep and the modules, which
+    are searched for every frame, are thousands: five seconds for each compilation.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", functools.partial(inspect.stack, 0))
+        yield
 
 
 @pytest.fixture
