@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tiny_artifacts import write_model, write_packages
 
 from stillhouse.artifacts import EvaluationManifest, ModelManifest, PackagesManifest
@@ -12,6 +13,7 @@ from stillhouse.evaluation.evaluate import EvaluateConfig, evaluate
 from stillhouse.progress import Step
 
 
+@pytest.mark.slow
 def test_an_extra_candidate_is_registered_with_its_lineage(store, tmp_path: Path) -> None:
     dataset = store.paths["dataset"]
     extra = write_packages(tmp_path / "roberta-base", "roberta-base", precisions=["fp32"])

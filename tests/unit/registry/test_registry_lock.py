@@ -45,6 +45,7 @@ def one_after_another(lines: list[str], count: int) -> None:
         assert (entering.split()[1], leaving.split()[1]) == ("in", "out")
 
 
+@pytest.mark.slow
 def test_processes_hold_it_one_after_another(registry: MlflowRegistry, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-c", WORKER, registry.uri, str(log), str(SOURCE)]

@@ -133,6 +133,7 @@ def test_what_is_not_there_has_no_history(store: Any, tmp_path: Any) -> None:
         store.registry.begin_service("unknown", "1", where=HERE)
 
 
+@pytest.mark.slow
 def test_a_server_keeps_the_record_too(server: str) -> None:
     with_versions(server)
     registry = MlflowRegistry(server)
