@@ -6,14 +6,13 @@ the main process writes it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.artifacts import CorpusManifest, ModelManifest, digest_json
+from stillhouse.artifacts import CorpusManifest, ModelManifest
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
 from stillhouse.models.families import position_limit
@@ -23,6 +22,7 @@ from stillhouse.progress import Step
 from stillhouse.training import ranks
 from stillhouse.training.checkpoints import CheckpointStore, open_store
 from stillhouse.training.scale import in_pod
+from stillhouse.training.settings import hyperparameters, training_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -217,18 +217,11 @@ class _Run:
             raise InputError(Problem("sequence_length", what, f"Give at most {limit}."))
 
     def key(self) -> str:
-        """Digest of all that determines the training; where checkpoints are kept does not."""
-        settings = {k: v for k, v in dataclasses.asdict(self.config).items() if k != "checkpoint_dir"}
-        if ranks.world_size() > 1:
-            settings["processes"] = ranks.world_size()  # they decide the sequences of a step
-        body = {"settings": settings, "inputs": self.inputs, "checkpoints": self.identities}
-        return f"pretrain-{digest_json(body)[:16]}"
+        """Of the checkpoints: all that determines the training."""
+        return training_key("pretrain", self.config, inputs=self.inputs, checkpoints=self.identities)
 
     def manifest(self, model: PreTrainedModel, metrics: dict[str, float]) -> ModelManifest:
         config = self.config
-        left_out = ("name", "checkpoint_dir", "code_version")
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
-        together = {"processes": ranks.world_size()} if ranks.world_size() > 1 else {}
         return ModelManifest(
             producer="pretrain",
             inputs=self.inputs,
@@ -239,7 +232,7 @@ class _Run:
             label_names=[],
             parameters=checkpoints.parameter_count(model),
             max_length=config.sequence_length,
-            hyperparameters={**settings, **together, **self.facts},
+            hyperparameters={**hyperparameters(config), **self.facts},
             metrics=metrics,
         )
 

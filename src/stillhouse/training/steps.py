@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.artifacts import DatasetManifest, ModelManifest, digest_json
+from stillhouse.artifacts import DatasetManifest, ModelManifest
 from stillhouse.data.dataset import read_split
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
@@ -25,8 +25,9 @@ from stillhouse.progress import Step
 from stillhouse.tasks import get_task
 from stillhouse.training import ranks
 from stillhouse.training.checkpoints import open_store
-from stillhouse.training.config import DistillConfig, FinetuneConfig, TrainConfig
+from stillhouse.training.config import DistillConfig, FinetuneConfig
 from stillhouse.training.scale import in_pod
+from stillhouse.training.settings import hyperparameters, training_key
 
 if TYPE_CHECKING:
     import torch
@@ -233,7 +234,8 @@ class _Run:
             settings = self.config.distillation if layers else dataclasses.replace(self.config.distillation, cosine=0.0)
             teaching = Distillation(teacher, settings, layers)
         rows = {"train_rows": self._rows("train", tokenizer), "validation_rows": self._rows("validation", tokenizer)}
-        with open_store(self.config.checkpoint_dir, self._key()) as store:
+        key = training_key(self.config.name, self.config, inputs=self.inputs)
+        with open_store(self.config.checkpoint_dir, key) as store:
             metrics, history = train(
                 self.config,
                 task=self.task,
@@ -250,7 +252,7 @@ class _Run:
 
                 assert teaching is not None
                 pruned = prune_and_recover(
-                    self.config, key=self._key(), task=self.task, model=model, tokenizer=tokenizer, **rows,
+                    self.config, key=key, task=self.task, model=model, tokenizer=tokenizer, **rows,
                     distillation=teaching, metrics=metrics, history=history, step=step,
                 )  # fmt: skip
                 model, metrics, history = pruned.model, pruned.metrics, pruned.history
@@ -269,13 +271,6 @@ class _Run:
 
         encoded = self.task.encode(read_split(self.dataset_dir, split), tokenizer, self.config.max_length)
         return Dataset.from_dict({**encoded, "length": [len(ids) for ids in encoded["input_ids"]]})
-
-    def _key(self) -> str:
-        """Digest of all that determines the training; where checkpoints are kept does not."""
-        settings = {k: v for k, v in dataclasses.asdict(self.config).items() if k != "checkpoint_dir"}
-        if ranks.world_size() > 1:
-            settings["processes"] = ranks.world_size()  # they decide the rows of a step
-        return f"{self.config.name}-{digest_json({'settings': settings, 'inputs': self.inputs})[:16]}"
 
     def _save(
         self,
@@ -296,7 +291,6 @@ class _Run:
     def _manifest(
         self, model: PreTrainedModel, recipe: str, metrics: dict[str, float], facts: dict[str, Any]
     ) -> ModelManifest:
-        together = {"processes": ranks.world_size()} if ranks.world_size() > 1 else {}
         return ModelManifest(
             producer="distill" if isinstance(self.config, DistillConfig) else "finetune",
             inputs=self.inputs,
@@ -307,10 +301,6 @@ class _Run:
             label_names=self.dataset.label_names,
             parameters=checkpoints.parameter_count(model),
             max_length=self.config.max_length,
-            hyperparameters={**_settings(self.config), **together, **facts},
+            hyperparameters={**hyperparameters(self.config), **facts},
             metrics=metrics,
         )
-
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("name", "checkpoint_dir", "code_version")}
