@@ -179,7 +179,8 @@ def test_a_pod_ends_without_losing_a_request(start: Start, tmp_path: Path):
             status = pod.process.wait(20)
         assert done.returncode == 0, done.stderr
         assert drained - begin >= 3
-        served_on = [answer for answer in load.answers if answer.sent < begin + 2.5]
+        # By when it was answered: a request whose connection ended can come seconds after it was sent, when all is over.
+        served_on = [answer for answer in load.answers if answer.received < begin + 3]
         assert len(served_on) > 100
         assert [a.error for a in served_on if a.error] == [], "it serves on during the delay, across ended connections"
         refused = "Request for unknown model: 'reviews' has no available versions"
