@@ -63,7 +63,7 @@ MODEL = "sst2"
 LABELS = ["negative", "positive"]
 LEVELS = (1, 2, 4, 8, 12, 16, 24, 32)
 OPTIONS = ServingOptions()
-BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=5)
+BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=8)
 """For `overload`: what a user sets to bound the latency of a model that takes some 5 ms, for a little throughput."""
 
 

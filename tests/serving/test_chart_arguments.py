@@ -179,7 +179,7 @@ def test_a_pod_ends_without_losing_a_request(start: Start, tmp_path: Path):
             status = pod.process.wait(20)
         assert done.returncode == 0, done.stderr
         assert drained - begin >= 3
-        # By when it was answered: a request whose connection ended can come seconds after it was sent, when all is over.
+        # By when it was answered: a request whose connection ended can come seconds after it was sent, and be refused.
         served_on = [answer for answer in load.answers if answer.received < begin + 3]
         assert len(served_on) > 100
         assert [a.error for a in served_on if a.error] == [], "it serves on during the delay, across ended connections"

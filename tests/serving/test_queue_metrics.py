@@ -15,6 +15,7 @@ from stillhouse.errors import InputError, ServingError
 from stillhouse.loadtest import run_load
 from stillhouse.serving.repository import set_model_version
 from stillhouse.serving.server import start_server, switch_server
+from stillhouse.tasks.front_models.request_log import VARIABLE
 
 WITHIN = 5.0  # seconds; reports come every second
 
@@ -64,6 +65,27 @@ def test_refusals_are_counted(tmp_path, own_server):
     refused = run_load(url, "reviews", TEXTS, concurrency=16, seconds=2.0, warmup=0.0).errors["UNAVAILABLE"]
     assert refused > 10
     eventually(own_server, lambda found: found["stillhouse_requests_refused_total", "7"] >= refused)
+
+
+def test_who_asks_again_at_once_is_not_in_its_own_way(tmp_path, own_server, monkeypatch):
+    """What is answered is no longer at work: half of it would be more than may be waited for."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "log"))  # what is done after the answer takes its time
+    monkeypatch.setenv(VARIABLE + "_SAMPLE", "1")
+    package = build_package(tmp_path / "package", max_wait_ms=1, batch_rows=256, max_batch_size=256)
+    set_model_version(package / "triton", "reviews", "7")
+    start_server(replace(own_server, package=package, probe_interval=60.0))  # a probe may be in its way
+    asked, refused = 0, []
+    with Client(f"127.0.0.1:{own_server.ports.grpc}", "reviews", retries=0) as client:
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            asked += 1
+            try:
+                client.predict(TEXTS * 32)
+            except ServingError as error:
+                # A thread that wakes up after more than a millisecond is another matter.
+                refused += [str(error)] if "until its turn" in str(error) else []
+    assert asked > 50
+    assert refused == []
 
 
 def test_failures_are_counted_where_triton_counts_successes(tmp_path, own_server):

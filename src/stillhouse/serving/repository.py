@@ -51,7 +51,7 @@ class ServingOptions:
     """Largest number of texts in one request, and of rows in one call of the encoder."""
     max_queue_size: int = 256
     """Requests that may wait for the model; one more is refused at once (gRPC status UNAVAILABLE)."""
-    max_wait_ms: int = 500
+    max_wait_ms: int = 1000
     """A request that would have to wait longer than this for its turn is refused at once as well; 0 is no limit."""
     batch_rows: int = 8
     """Texts of several requests that are taken together. More are faster in all, and each waits for the slowest."""

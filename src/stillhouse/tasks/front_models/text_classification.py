@@ -209,7 +209,6 @@ class TritonPythonModel:
             batch, late = self._queue.take()
             if not batch and not late:
                 return
-            begin = time.monotonic()
             try:
                 for waiting in late:
                     _send_error(waiting.sender, "the request waited too long", pb_utils.TritonError.UNAVAILABLE)
@@ -217,21 +216,24 @@ class TritonPythonModel:
             except Exception as error:  # without this thread nothing would be answered any more
                 self._outcomes.add(failed=len(batch))
                 pb_utils.Logger.log_error(f"a batch of {len(batch)} requests failed: {error!r}")
-            finally:
-                self._outcomes.add(probes=sum(waiting.request_id == self._probe_id for waiting in batch))
-                self._queue.done(len(batch), sum(len(waiting.texts) for waiting in batch), begin)
 
     def _serve(self, batch: Sequence[_Waiting]) -> None:
         """Classify the texts of all requests together, and answer each request on its own."""
         import triton_python_backend_utils as pb_utils
 
+        texts = [text for waiting in batch for text in waiting.texts]
+        begin = time.monotonic()
         try:
-            probabilities, labels = self._classifier.classify([text for waiting in batch for text in waiting.texts])
+            probabilities, labels = self._classifier.classify(texts)
         except Exception as error:
             self._outcomes.add(failed=len(batch))
             for waiting in batch:
                 _send_error(waiting.sender, f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL)
             return
+        finally:
+            self._outcomes.add(probes=sum(waiting.request_id == self._probe_id for waiting in batch))
+            # Before the answers: who asks again at once must not wait, or be refused, because of what is answered.
+            self._queue.done(len(batch), len(texts), begin)
         row = 0
         for waiting in batch:
             rows = slice(row, row + len(waiting.texts))
