@@ -32,6 +32,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         sequence_length: int = 128,
         whole_word_masking: bool = False,
         mask_probability: float = 0.15,
+        sentence_weight: float = 1.0,
         steps: int = 1000,
         batch_size: int = 32,
         gradient_accumulation_steps: int = 1,
@@ -75,6 +76,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             sequence_length: Tokens of a sequence; documents are packed to fill it.
             whole_word_masking: Mask all pieces of a word together.
             mask_probability: Share of the tokens that are to be predicted.
+            sentence_weight: For mlm+nsp and mlm+sop, weight of the sentence task's loss beside the masked-language loss.
             steps: Optimizer steps.
             batch_size: Sequences per optimizer step and device.
             gradient_accumulation_steps: Batches summed into one optimizer step.

@@ -22,6 +22,7 @@ def inspect_corpus(
     sequence_length: int,
     whole_word_masking: bool,
     mask_probability: float,
+    sentence_weight: float,
     steps: int,
     batch_size: int,
     gradient_accumulation_steps: int,

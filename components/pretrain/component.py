@@ -15,6 +15,7 @@ def pretrain(
     sequence_length: int,
     whole_word_masking: bool,
     mask_probability: float,
+    sentence_weight: float,
     steps: int,
     batch_size: int,
     gradient_accumulation_steps: int,
@@ -49,6 +50,7 @@ def pretrain(
         sequence_length: Tokens of a sequence; documents are packed to fill it.
         whole_word_masking: Mask all pieces of a word together.
         mask_probability: Share of the tokens that are to be predicted.
+        sentence_weight: For `mlm+nsp` and `mlm+sop`, weight of the sentence task's loss beside the masked-language loss.
         steps: Optimizer steps.
         batch_size: Sequences per optimizer step and device.
         gradient_accumulation_steps: Batches summed into one optimizer step.

@@ -87,6 +87,8 @@ class PretrainConfig:
     """Whether the pieces of a word are masked together."""
     mask_probability: float = 0.15
     """Share of the tokens that are to be predicted."""
+    sentence_weight: float = 1.0
+    """Weight of the sentence task's loss beside the masked-language loss, in `mlm+nsp` and `mlm+sop`."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 32
@@ -128,6 +130,7 @@ class PretrainConfig:
             ("sequence_length", self.sequence_length, 8 <= self.sequence_length <= 8192,
              "a whole number from 8 to 8192"),
             ("mask_probability", self.mask_probability, 0 < self.mask_probability < 1, "a number between 0 and 1"),
+            ("sentence_weight", self.sentence_weight, 0 < self.sentence_weight < math.inf, "a number above 0"),
             ("steps", self.steps, self.steps >= 1, whole),
             ("batch_size", self.batch_size, self.batch_size >= 1, whole),
             ("gradient_accumulation_steps", self.gradient_accumulation_steps, self.gradient_accumulation_steps >= 1,

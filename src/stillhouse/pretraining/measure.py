@@ -28,7 +28,7 @@ def sentence_accuracy(
 ) -> float:
     """Share of `rows` pairs of held-out segments whose label the model's sentence head tells, between 0 and 1.
 
-    The head is used as it is, whichever of the two tasks it was trained for. Masks are drawn as in training.
+    The head is used as it is, whichever of the two tasks it was trained for. As many tokens are masked as in training.
 
     Raises:
         InputError: the model has no sentence head, or the corpus too little.
@@ -125,10 +125,15 @@ def _measure(model_dir: Path, corpus_dir: Path, task: str, rows: int, seed: int)
             Problem("model", f"has {model.config.vocab_size} tokens, fewer than the corpus's tokenizer.",
                     "Give a corpus that was prepared with the model's tokenizer.")
         )  # fmt: skip
-    length = _LENGTH
+    length, masked = _LENGTH, Recipe.mask_probability
     if (Path(model_dir) / ModelManifest.filename()).is_file():
-        length = ModelManifest.load(model_dir).max_length
-    recipe = Recipe(length=min(length, model.config.max_position_embeddings), task=task, seed=seed)
+        manifest = ModelManifest.load(model_dir)
+        length = manifest.max_length
+        if task:  # of perplexities, only those at the same share can be compared
+            masked = manifest.hyperparameters.get("mask_probability", masked)
+    recipe = Recipe(
+        length=min(length, model.config.max_position_embeddings), task=task, mask_probability=masked, seed=seed
+    )
     limit_threads(model.config.hidden_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     language_model = LanguageModel(model.to(device))

@@ -119,7 +119,7 @@ class _Run:
 
         model = build_model(self.config, self.tokenizer)
         self._check_length(model, "model")
-        return LanguageLoss(model, sentences=bool(self.recipe.task))
+        return LanguageLoss(model, sentence_weight=self.config.sentence_weight if self.recipe.task else 0.0)
 
     def triple(self, stack: ExitStack, stores: list[CheckpointStore], step: Step | None) -> Objective:
         """The student and its teacher, whose head is fitted first where it has none."""
@@ -191,7 +191,7 @@ class _Run:
         from stillhouse.pretraining.trainer import LanguageLoss
 
         config = self.config
-        objective = LanguageLoss(teacher, sentences=False, head_only=True)
+        objective = LanguageLoss(teacher, head_only=True)
         parts = objective.model.parts
         shard = read_shard(shard_paths(self.corpus_dir, "train")[0])
         counts = torch.bincount(torch.tensor(shard.tokens), minlength=teacher.config.vocab_size)

@@ -58,14 +58,14 @@ class LanguageLoss(Objective):
 
     Args:
         model: with pretraining heads.
-        sentences: whether the sequences are pairs.
+        sentence_weight: of the sentence task's loss, which is 1 in the papers; 0 where the sequences are no pairs.
         head_only: whether the encoder stays as it is.
     """
 
-    def __init__(self, model: Any, *, sentences: bool, head_only: bool = False) -> None:
+    def __init__(self, model: Any, *, sentence_weight: float = 0.0, head_only: bool = False) -> None:
         super().__init__(model)
-        self.weights = {"mlm_loss": 1.0, "sentence_loss": 1.0} if sentences else {"mlm_loss": 1.0}
-        self.model.train_only(encoder=not head_only, language=True, sentence=sentences)
+        self.weights = {"mlm_loss": 1.0} | ({"sentence_loss": sentence_weight} if sentence_weight else {})
+        self.model.train_only(encoder=not head_only, language=True, sentence=bool(sentence_weight))
 
     def terms(self, batch: dict[str, Any], through: Any) -> Terms:
         found = self.model(batch, through=through)
@@ -169,7 +169,8 @@ class LanguageTrainer(ResumableTrainer):
         sums = totals(self._objective.model, self._held_out(), self.args.device)
         sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
         found = summary(sums, sentences="sentence_loss" in self._objective.weights)
-        found["loss"] = found["mlm_loss"] + found.get("sentence_loss", 0.0)
+        weight = self._objective.weights.get("sentence_loss", 0.0)
+        found["loss"] = found["mlm_loss"] + weight * found.get("sentence_loss", 0.0)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

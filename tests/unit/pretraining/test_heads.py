@@ -76,12 +76,12 @@ def teacher() -> Any:
 
 
 OBJECTIVES: dict[str, tuple[str, Any]] = {
-    "bert-mlm": (SCRATCH, lambda model: LanguageLoss(model, sentences=False)),
-    "bert-pairs": (SCRATCH, lambda model: LanguageLoss(model, sentences=True)),
-    "bert-head": (SCRATCH, lambda model: LanguageLoss(model, sentences=False, head_only=True)),
-    "albert-mlm": (ALBERT, lambda model: LanguageLoss(model, sentences=False)),
-    "albert-pairs": (ALBERT, lambda model: LanguageLoss(model, sentences=True)),
-    "distilbert-mlm": (DISTILBERT, lambda model: LanguageLoss(model, sentences=False)),
+    "bert-mlm": (SCRATCH, lambda model: LanguageLoss(model)),
+    "bert-pairs": (SCRATCH, lambda model: LanguageLoss(model, sentence_weight=1.0)),
+    "bert-head": (SCRATCH, lambda model: LanguageLoss(model, head_only=True)),
+    "albert-mlm": (ALBERT, lambda model: LanguageLoss(model)),
+    "albert-pairs": (ALBERT, lambda model: LanguageLoss(model, sentence_weight=1.0)),
+    "distilbert-mlm": (DISTILBERT, lambda model: LanguageLoss(model)),
     **{
         f"triple-{kept}": (
             DISTILBERT,

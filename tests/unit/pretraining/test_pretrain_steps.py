@@ -26,7 +26,15 @@ from transformers import (
 from stillhouse.artifacts import CorpusManifest, ModelManifest
 from stillhouse.errors import InputError
 from stillhouse.models import checkpoints
-from stillhouse.pretraining import CorpusConfig, PretrainConfig, perplexity, prepare_corpus, pretrain, sentence_accuracy
+from stillhouse.pretraining import (
+    CorpusConfig,
+    PretrainConfig,
+    perplexity,
+    prepare_corpus,
+    pretrain,
+    sentence_accuracy,
+    stream,
+)
 from stillhouse.pretraining.models import masked_student
 from stillhouse.progress import Step
 from stillhouse.training import DistillConfig, FinetuneConfig, steps
@@ -101,6 +109,15 @@ def test_the_logged_terms_add_up_to_the_loss(bert: Path):
     for entry in history(bert):
         if "loss" in entry:
             assert entry["loss"] == pytest.approx(entry["mlm_loss"] + entry["sentence_loss"], rel=1e-4)
+
+
+def test_the_sentence_task_can_weigh_more(corpus: Path, tmp_path: Path):
+    settings = config(objective="mlm+sop", sentence_weight=20.0, steps=1, evaluations=1)
+    manifest = pretrain(settings, corpus_dir=corpus, output_dir=tmp_path / "model")
+    entry = history(tmp_path / "model")[0]
+    assert entry["loss"] == pytest.approx(entry["mlm_loss"] + 20 * entry["sentence_loss"], rel=1e-4)
+    found = manifest.metrics
+    assert found["loss"] == pytest.approx(found["mlm_loss"] + 20 * found["sentence_loss"], rel=1e-4)
 
 
 def test_accumulated_batches_make_the_steps_of_one_large_batch(corpus: Path, tmp_path: Path):
@@ -229,6 +246,25 @@ def test_measuring_is_repeatable_and_of_packed_sequences(bert: Path, corpus: Pat
     found = perplexity(bert, corpus, rows=64, seed=3)
     assert found == perplexity(bert, corpus, rows=64, seed=3) != perplexity(bert, corpus, rows=64, seed=4)
     assert 1 < found < CorpusManifest.load(corpus).vocab_size
+
+
+def test_sentences_are_asked_with_as_many_words_masked_as_in_training(
+    bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def masking(block: Any, recipe: stream.Recipe, *rest: Any) -> Any:
+        asked.append((recipe.task, recipe.mask_probability))
+        return mask_block(block, recipe, *rest)
+
+    settings = config(model=str(bert), steps=1, evaluations=1, mask_probability=0.4)
+    pretrain(settings, corpus_dir=corpus, output_dir=tmp_path / "model")
+    mask_block = stream.mask_block
+    monkeypatch.setattr(stream, "mask_block", masking)
+    for folder in (bert, tmp_path / "model"):
+        sentence_accuracy(folder, corpus, task="nsp", rows=8)
+        perplexity(folder, corpus, rows=8)
+    assert asked == [("nsp", 0.15), ("", 0.15), ("nsp", 0.4), ("", 0.15)]
 
 
 def triple(teacher: Path, **changes: Any) -> PretrainConfig:
@@ -408,14 +444,15 @@ def test_training_goes_on_from_a_checkpoint(bert: Path, corpus: Path, tmp_path: 
 
 def test_all_wrong_settings_are_reported_at_once(corpus: Path, tmp_path: Path):
     wrong = config(objective="triple", model="/nowhere", layers="2,1", sequence_length=4, mask_probability=1, steps=0,
-                   batch_size=0, gradient_accumulation_steps=0, learning_rate=2, warmup_ratio=1, weight_decay=-1,
-                   cosine_weight=-1, temperature=0, head_steps=0, evaluations=0, precision="fp8", seed=-1)  # fmt: skip
+                   sentence_weight=0, batch_size=0, gradient_accumulation_steps=0, learning_rate=2, warmup_ratio=1,
+                   weight_decay=-1, cosine_weight=-1, temperature=0, head_steps=0, evaluations=0, precision="fp8",
+                   seed=-1)  # fmt: skip
     with pytest.raises(InputError) as caught:
         pretrain(wrong, corpus_dir=corpus, output_dir=tmp_path / "x")
     assert [problem.where for problem in caught.value.problems] == [
-        "sequence_length", "mask_probability", "steps", "batch_size", "gradient_accumulation_steps", "learning_rate",
-        "warmup_ratio", "weight_decay", "evaluations", "precision", "cosine_weight", "temperature", "head_steps",
-        "model", "teacher", "layers", "seed",
+        "sequence_length", "mask_probability", "sentence_weight", "steps", "batch_size", "gradient_accumulation_steps",
+        "learning_rate", "warmup_ratio", "weight_decay", "evaluations", "precision", "cosine_weight", "temperature",
+        "head_steps", "model", "teacher", "layers", "seed",
     ]  # fmt: skip
     assert not (tmp_path / "x").exists()
 
