@@ -19,11 +19,13 @@ from stillhouse.training import DistillConfig, FinetuneConfig, PruneSettings
 from stillhouse.training.steps import distill, finetune
 
 LAYERS = "2,4,6"
+ALBERT = "teacher://albert?embedding_size=152&layers=3"
+"""29% of MiniLM's parameters, most of them for its 30,522 words."""
 ROLES = {
     "teacher": "MiniLM teacher, 6 layers",
     "student": "3 layers, distilled on wiki_en, then on the task",
     "task": "3 layers, distilled on the task alone",
-    "albert": "ALBERT, factorised from the teacher",
+    "albert": "ALBERT, factorised from the teacher, likewise",
 }
 
 
@@ -138,9 +140,7 @@ def _student_settings(study: Study) -> dict[str, Any]:
 
 
 def _albert_settings(study: Study) -> dict[str, Any]:
-    plan = study.settings
-    return {"epochs": plan["albert_epochs"] * _epoch_scale(study), "learning_rate": 3e-4, "embedding_size": 128,
-            "layers": plan["albert_layers"]}  # fmt: skip
+    return {"epochs": study.settings["albert_epochs"] * _epoch_scale(study), "learning_rate": 2e-4}
 
 
 def _teacher_settings(study: Study) -> dict[str, Any]:
@@ -148,55 +148,30 @@ def _teacher_settings(study: Study) -> dict[str, Any]:
 
 
 def _epoch_scale(study: Study) -> float:
-    """What the epochs of students are multiplied by, for all seeds to fit into the budget beside the wiki distillation.
-
-    Worked out once, from a training of each kind on a few rows.
-    """
-    plan = study.settings
-
-    def make() -> dict[str, Any]:
-        first, rows = plan["probe_steps"][0], plan["probe_rows"]
-        data = dataset(study, rows=rows, evaluation_rows=32)
-        folder = study.state / "probe" / f"sst2-{time.time_ns()}"
-        teacher = folder / "teacher"
-        common = {"epochs": 1.0, "evaluations_per_epoch": 1, "early_stopping_patience": 0}
-        watches = {kind: Told(f"{kind}, probe") for kind in ("teacher", "student", "albert")}
-        finetune(FinetuneConfig(name="teacher", checkpoint=MINILM, **common),
-                 dataset_dir=data, output_dir=teacher, step=watches["teacher"])  # fmt: skip
-        distill(DistillConfig(name="student", student="teacher://", layers=LAYERS, **common),
-                dataset_dir=data, teacher_dir=teacher, output_dir=folder / "student",
-                step=watches["student"])  # fmt: skip
-        albert = FinetuneConfig(name="albert", checkpoint="teacher://", embedding_size=128,
-                                layers=plan["albert_layers"], **common)  # fmt: skip
-        finetune(albert, dataset_dir=data, teacher_dir=teacher, output_dir=folder / "albert", step=watches["albert"])
-        steps = -(-plan["rows"] // albert.batch_size)
-        per_epoch = {kind: steps * watch.seconds_per_step(first) for kind, watch in watches.items()}
-        students = 2 * plan["student_epochs"] * per_epoch["student"] + plan["albert_epochs"] * per_epoch["albert"]
-        teachers = plan["teacher_epochs"] * per_epoch["teacher"]
-        # A tenth is for what is done besides: loading, evaluating, saving.
-        left = 0.9 * 60 * study.minutes * (1 - plan["wiki_share"]) - len(plan["seeds"]) * teachers
-        scale = left / (len(plan["seeds"]) * students)
-        return {"scale": min(1.0, max(0.25, round(scale, 2))), "seconds_per_epoch": per_epoch}
-
-    key = {**study.settings, "minutes": study.minutes, "precision": precision()}
-    found = study.result("plan", key, make)
-    if found["scale"] < 1:
-        text = f"epochs of the students and of ALBERT: times {found['scale']}"
-        if text not in study.scaled:
-            study.scaled.append(text)
-    return float(found["scale"])
+    """What the epochs of the students and of ALBERT are multiplied by, for all seeds to fit into the budget."""
+    scale = min(1.0, max(0.25, study.settings["epoch_scale"] * study.minutes / 120))
+    text = f"epochs of the students and of ALBERT: times {scale:g}"
+    if scale < 1 and text not in study.scaled:
+        study.scaled.append(text)
+    return float(scale)
 
 
-def wiki_student(study: Study) -> Path:
-    """Three layers of the teacher, distilled on wiki_en by the triple loss; before any task."""
+def wiki_student(study: Study, name: str = "wiki", model: str = "teacher://") -> Path:
+    """Three layers of the teacher, or an ALBERT of its, distilled on wiki_en by the triple loss; before any task."""
     plan = study.settings
     texts = corpus(study, MINILM)
-    given = {"model": "teacher://", "objective": "triple", "teacher": MINILM, "layers": LAYERS,
+    given = {"model": model, "objective": "triple", "teacher": MINILM, "layers": LAYERS,
              "sequence_length": plan["sequence_length"], "batch_size": plan["wiki_batch_size"], "learning_rate": 2e-4,
              "head_steps": plan["head_steps"]}  # fmt: skip
-    each = seconds_per_step(study, "wiki", texts, **given)
-    steps = study.fit("steps on wiki_en", plan["wiki_steps"], each, study.minutes * plan["wiki_share"], least=2)
-    return pretrained(study, "wiki", texts, **given, steps=steps)
+    each = seconds_per_step(study, name, texts, **given)
+    minutes = study.minutes * plan["wiki_share"]
+    steps = study.fit(f"steps on wiki_en ({name})", plan["wiki_steps"], each, minutes, least=2)
+    return pretrained(study, name, texts, **given, steps=steps)
+
+
+def wiki_albert(study: Study) -> Path:
+    """The same of an ALBERT that applies one block as often."""
+    return wiki_student(study, "wiki-albert", ALBERT)
 
 
 def prepared_models(study: Study) -> dict[str, Path]:
@@ -214,7 +189,7 @@ def models_of(study: Study, seed: int) -> dict[str, Path]:
         "teacher": teacher,
         "student": distilled(study, teacher, wiki, seed=seed),
         "task": distilled(study, teacher, "teacher://", seed=seed),
-        "albert": tuned(study, "albert", "teacher://", data, teacher=teacher, **_albert_settings(study), seed=seed),
+        "albert": distilled(study, teacher, wiki_albert(study), **{**_albert_settings(study), "seed": seed}),
     }
 
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.bert_like import require_bert_like
+from stillhouse.models.bert_like import language_head, require_bert_like
 from stillhouse.models.families import first_position
 from stillhouse.models.shape import FIELD, PARTIAL_SHARING
 
 if TYPE_CHECKING:
-    from transformers import AlbertForSequenceClassification, PreTrainedModel
+    from transformers import PreTrainedModel
 
 __all__ = [
     "LAYER_SHARING",
@@ -165,7 +165,8 @@ def albert_from_bert(
     layer_sharing: str = "all",
     token_counts: torch.Tensor | None = None,
     seed: int = 0,
-) -> tuple[AlbertForSequenceClassification, float]:
+    student_class: str = "AlbertForSequenceClassification",
+) -> tuple[Any, float]:
     """Build an ALBERT of the teacher's width, and the share of embedding energy that it keeps.
 
     `layers` is how many layers a text passes; 0 takes the teacher's depth. Fewer are faster, and easier to recover: one
@@ -180,14 +181,17 @@ def albert_from_bert(
 
     What the layers share (`layer_sharing`: all, attention, ffn or none) starts as the mean over the teacher's blocks:
     attention heads of different layers do not correspond, but the mean keeps the scale and bias that residual stream
-    and LayerNorm expect. What is a layer's own is copied from the teacher's layer at the same share of the depth. The
-    pooler, or the layer that a RoBERTa has in its place, and the classifier are copied.
+    and LayerNorm expect. What is a layer's own is copied from the teacher's layer at the same share of the depth.
+
+    Of a `student_class` that classifies, the pooler, or the layer that a RoBERTa has in its place, and the classifier
+    are copied. An `AlbertForPreTraining` takes over the teacher's language-model head instead, where it has one: its
+    dense layer, whose output is projected as the word embeddings are, and its bias.
 
     Raises:
         InputError: the teacher is not built as BERT is, `embedding_size` exceeds its hidden size, or there is no such
             sharing.
     """
-    from transformers import AlbertConfig, AlbertForSequenceClassification
+    import transformers
 
     source = teacher.config
     old = require_bert_like(teacher, "an ALBERT")
@@ -198,7 +202,7 @@ def albert_from_bert(
         )  # fmt: skip
     depth = layers or source.num_hidden_layers
     fields = sharing_fields({"num_hidden_layers": depth, "layer_sharing": layer_sharing}, "albert")
-    config = AlbertConfig(
+    config = transformers.AlbertConfig(
         **fields,
         vocab_size=source.vocab_size,
         embedding_size=embedding_size,
@@ -221,9 +225,9 @@ def albert_from_bert(
         label2id=source.label2id,
         problem_type=source.problem_type,
     )
-    student = AlbertForSequenceClassification(config)
+    student = getattr(transformers, student_class)(config)
     with torch.no_grad():
-        energy = _factorise_embeddings(teacher, student, embedding_size, token_counts, seed)
+        factors = _factorise_embeddings(teacher, student, embedding_size, token_counts, seed)
         followed = evenly_spaced_layers(depth, source.num_hidden_layers)
         for index, (_, block) in enumerate(_blocks(student)):
             for part, counterpart in _BLOCK_PARTS.items():
@@ -232,23 +236,29 @@ def albert_from_bert(
                 states = [layer.get_submodule(counterpart).state_dict() for layer in originals]
                 mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
                 block.get_submodule(part).load_state_dict(mean)
-        # RoBERTa's head begins with a layer of its own that does what BERT's pooler does.
-        pooled = teacher.classifier.dense if old.pooler is None else old.pooler.dense
-        classifier = teacher.classifier.out_proj if old.pooler is None else teacher.classifier
-        student.albert.pooler.load_state_dict(pooled.state_dict())
-        student.classifier.load_state_dict(classifier.state_dict())
+        if student_class == "AlbertForPreTraining":
+            if head := language_head(teacher):
+                student.predictions.dense.weight.copy_(factors.basis.T @ head.dense.weight)
+                student.predictions.dense.bias.copy_(factors.basis.T @ head.dense.bias)
+                student.predictions.bias.copy_(head.bias)
+        else:
+            # RoBERTa's head begins with a layer of its own that does what BERT's pooler does.
+            pooled = teacher.classifier.dense if old.pooler is None else old.pooler.dense
+            classifier = teacher.classifier.out_proj if old.pooler is None else teacher.classifier
+            student.albert.pooler.load_state_dict(pooled.state_dict())
+            student.classifier.load_state_dict(classifier.state_dict())
     tie_layers(student, layer_sharing)
-    return student, energy
+    return student, factors.energy
 
 
 def _factorise_embeddings(
     teacher: PreTrainedModel,
-    student: AlbertForSequenceClassification,
+    student: Any,
     size: int,
     token_counts: torch.Tensor | None,
     seed: int,
-) -> float:
-    """Set the student's embeddings and mapping; return the energy kept."""
+) -> Factorisation:
+    """Set the student's embeddings and mapping."""
     old, new = teacher.base_model.embeddings, student.albert.embeddings
     first = first_position(teacher.config)
     weights = torch.ones(old.word_embeddings.num_embeddings)
@@ -277,4 +287,4 @@ def _factorise_embeddings(
     mapping = student.albert.encoder.embedding_hidden_mapping_in
     mapping.weight.copy_(solution[:-1].T)
     mapping.bias.copy_(solution[-1])
-    return factors.energy
+    return factors

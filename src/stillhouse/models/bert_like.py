@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillhouse.errors import InputError, Problem
 from stillhouse.models.shape import own_shape
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["BERT_LIKE", "hidden_layers", "require_bert_like"]
+__all__ = ["BERT_LIKE", "LanguageHead", "hidden_layers", "language_head", "require_bert_like"]
 
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert")
 """Families whose embeddings and blocks are BERT's, so that a student can be made of their parts (MiniLM is a BERT)."""
@@ -41,3 +42,24 @@ def require_bert_like(teacher: PreTrainedModel, made: str) -> Any:
         what = f"has heads or neurons pruned away, and {made} has equal layers."
         raise InputError(Problem("teacher", what, "Give the checkpoint from before the pruning."))
     return teacher.base_model
+
+
+class LanguageHead(NamedTuple):
+    """What a masked-language model has over its encoder; its output matrix is the word embeddings."""
+
+    dense: torch.nn.Linear
+    """[h, h]"""
+    norm: torch.nn.LayerNorm
+    """[h]"""
+    bias: torch.Tensor
+    """[v], added to the logits."""
+
+
+def language_head(teacher: Any) -> LanguageHead | None:
+    """The language-model head of a BERT-like model; None where it has none."""
+    if hasattr(teacher, "cls") and hasattr(teacher.cls, "predictions"):  # BERT
+        head = teacher.cls.predictions
+        return LanguageHead(head.transform.dense, head.transform.LayerNorm, head.bias)
+    if hasattr(teacher, "lm_head"):  # RoBERTa
+        return LanguageHead(teacher.lm_head.dense, teacher.lm_head.layer_norm, teacher.lm_head.bias)
+    return None

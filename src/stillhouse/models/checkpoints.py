@@ -25,6 +25,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "made_problems",
     "model_from_scratch",
     "parameter_count",
     "save_model",
@@ -39,9 +40,15 @@ ROLE_FAMILIES = {"teacher": BERT_LIKE, "albert": ("albert",), "student": ("disti
 _MADE_FROM_TEACHER = {
     "albert": ("", "albert"),
     "student": ("", "distilbert", "albert"),
-    "model": ("", "distilbert"),  # what is pretrained
+    "model": ("", "distilbert", "albert"),  # what is pretrained
 }
 """Families that a role can be made in from the teacher."""
+_ALBERT_FIELDS = {
+    "model": ("embedding_size", "layers", "layer_sharing"),
+    "albert": ("layer_sharing",),  # the others are parameters of their own
+    "student": ("layer_sharing",),
+}
+"""What `teacher://albert?…` may say in a role."""
 
 
 def check_reference(text: str, role: str, *, max_length: int = 0, auto_class: str = "") -> list[Problem]:
@@ -56,7 +63,7 @@ def check_reference(text: str, role: str, *, max_length: int = 0, auto_class: st
     try:
         reference = parse_reference(text, role)
         if reference.kind == "teacher":
-            return _made_problems(reference, role)
+            return made_problems(reference, role)
         config = load_config(reference, role)
     except InputError as error:
         return list(error.problems)
@@ -77,21 +84,28 @@ def check_reference(text: str, role: str, *, max_length: int = 0, auto_class: st
     return found
 
 
-def _made_problems(reference: Reference, role: str) -> list[Problem]:
+def made_problems(reference: Reference, role: str) -> list[Problem]:
+    """What is wrong with a `teacher://…` as the checkpoint of `role`."""
     if role not in _MADE_FROM_TEACHER:
         return [Problem(role, "the teacher cannot be made from itself.", "Name a checkpoint.")]
     if reference.family not in _MADE_FROM_TEACHER[role]:
         wanted = " or ".join(f"teacher://{family}" for family in _MADE_FROM_TEACHER[role])
         return [Problem(role, f"{reference.text!r} is no model for {role}.", f"Write {wanted}.")]
-    fields = set(reference.fields) - ({"layer_sharing"} if reference.family != "distilbert" else set())
-    if fields:
-        what = f"{reference.text!r} gives {', '.join(sorted(fields))}, and the teacher decides on that."
-        return [Problem(role, what, "An ALBERT takes layer_sharing alone.")]
+    known = _ALBERT_FIELDS[role] if "albert" in (reference.family, role) else ()
+    if other := sorted(set(reference.fields) - set(known)):
+        what = f"{reference.text!r} gives {', '.join(other)}, and the teacher decides on that."
+        return [Problem(role, what, f"An ALBERT takes {', '.join(_ALBERT_FIELDS[role])} alone.")]
+    found = []
+    for name in ("embedding_size", "layers"):
+        value = reference.fields.get(name, 1)
+        if not (isinstance(value, int) and value >= 1):
+            found.append(Problem(role, f"{name}={value} will not do.", "Give a whole number from 1."))
+    sharing = {name: value for name, value in reference.fields.items() if name == "layer_sharing"}
     try:
-        sharing_fields(reference.fields, role)
+        sharing_fields(sharing, role)
     except InputError as error:
-        return list(error.problems)
-    return []
+        found += error.problems
+    return found
 
 
 def _scratch_problems(config: PretrainedConfig, text: str, role: str) -> list[Problem]:

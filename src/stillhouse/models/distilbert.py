@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stillhouse.errors import InputError, Problem
-from stillhouse.models.bert_like import require_bert_like
+from stillhouse.models.bert_like import language_head, require_bert_like
 from stillhouse.models.families import first_position
 from stillhouse.models.shape import apply_shape, set_shape
 
@@ -129,21 +129,8 @@ def student_from_bert(
             copied = original.encoder.layer[layer - 1]
             for part, counterpart in _LAYER_PARTS.items():
                 block.get_submodule(part).load_state_dict(copied.get_submodule(counterpart).state_dict())
-        if student_class == "DistilBertForMaskedLM":
-            _copy_language_head(teacher, student)
+        if student_class == "DistilBertForMaskedLM" and (head := language_head(teacher)):
+            student.vocab_transform.load_state_dict(head.dense.state_dict())
+            student.vocab_layer_norm.load_state_dict(head.norm.state_dict())
+            student.vocab_projector.bias.copy_(head.bias)
     return apply_shape(student)
-
-
-def _copy_language_head(teacher: Any, student: Any) -> None:
-    """Copy the teacher's language-model head, if it has one."""
-    if hasattr(teacher, "cls"):  # BERT
-        head = teacher.cls.predictions
-        parts = (head.transform.dense, head.transform.LayerNorm, head.bias)
-    elif hasattr(teacher, "lm_head"):  # RoBERTa
-        head = teacher.lm_head
-        parts = (head.dense, head.layer_norm, head.bias)
-    else:
-        return
-    student.vocab_transform.load_state_dict(parts[0].state_dict())
-    student.vocab_layer_norm.load_state_dict(parts[1].state_dict())
-    student.vocab_projector.bias.copy_(parts[2])

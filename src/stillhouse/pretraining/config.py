@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stillhouse.data.location import check_location
 from stillhouse.errors import InputError, Problem
+from stillhouse.models.checkpoints import made_problems
 from stillhouse.models.distilbert import parse_layers
 from stillhouse.models.references import parse_reference
 from stillhouse.pretraining.vocabulary import parse_tokenizer, tokenizer_reference
@@ -17,7 +18,7 @@ OBJECTIVES = {
     "mlm": ("bert", "albert", "distilbert"),
     "mlm+nsp": ("bert", "albert"),
     "mlm+sop": ("bert", "albert"),
-    "triple": ("distilbert",),
+    "triple": ("distilbert", "albert"),
 }
 """Each objective, and the families that have what it trains."""
 
@@ -71,8 +72,9 @@ class PretrainConfig:
     name: str = "pretrained"
     """What the model is called in its manifest."""
     model: str
-    """What is trained: `scratch://FAMILY?…` for random weights, a checkpoint to go on with, or `teacher://` for a
-    DistilBERT made of the teacher's layers; see `stillhouse.models.references`."""
+    """What is trained: `scratch://FAMILY?…` for random weights, a checkpoint to go on with, `teacher://` for a
+    DistilBERT made of the teacher's layers, or `teacher://albert?embedding_size=E&layers=N&layer_sharing=…` for an
+    ALBERT factorised from it; see `stillhouse.models.references`."""
     objective: str = "mlm+nsp"
     """`mlm`; `mlm+nsp`, as BERT is pretrained; `mlm+sop`, as ALBERT is; or `triple`, as DistilBERT is, from a
     teacher."""
@@ -160,10 +162,9 @@ class PretrainConfig:
         teaches = self.objective == "triple"
         try:
             reference = parse_reference(self.model, "model")
-            if reference.kind == "teacher" and reference.family not in ("", "distilbert"):
-                what = f"{self.model!r} cannot be pretrained from a teacher."
-                found.append(Problem("model", what, "Write teacher:// for a DistilBERT."))
-            elif reference.kind == "teacher" and not teaches:
+            if reference.kind == "teacher":
+                found += made_problems(reference, "model")
+            if reference.kind == "teacher" and not teaches:
                 what = f"teacher:// makes a student, and the objective {self.objective!r} has no teacher."
                 found.append(Problem("model", what, "Set objective to triple, or name another model."))
             families = OBJECTIVES.get(self.objective, ())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.artifacts import ModelManifest, digest_json, sha256_file
 from stillhouse.errors import InputError, Problem
 from stillhouse.models import checkpoints
-from stillhouse.models.albert import evenly_spaced_layers
+from stillhouse.models.albert import albert_from_bert, evenly_spaced_layers
 from stillhouse.models.bert_like import BERT_LIKE
 from stillhouse.models.distilbert import parse_layers, student_from_bert
 from stillhouse.models.references import Reference, parse_reference
@@ -16,11 +16,13 @@ from stillhouse.pretraining.config import OBJECTIVES, PretrainConfig
 from stillhouse.pretraining.heads import head_parts
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = [
     "TEACHER_FAMILIES",
     "build_model",
+    "factorised_student",
     "follow_layers",
     "identity",
     "load_teacher",
@@ -30,6 +32,8 @@ __all__ = [
 
 TEACHER_FAMILIES = BERT_LIKE
 """What `triple` learns from: models that a student can be made of."""
+EMBEDDING_SIZE = 128
+"""Of an ALBERT's embeddings where nothing else is asked for, as of all of the paper's (Lan et al. 2019, table 1)."""
 _AUTO_CLASS = "AutoModelForPreTraining"
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -98,6 +102,39 @@ def masked_student(teacher: Any, layers: tuple[int, ...], dropout: dict[str, Any
         for name in dropout:
             setattr(teacher.config, name, 0.0)
     return student
+
+
+def factorised_student(
+    teacher: Any, reference: Reference, token_counts: torch.Tensor, seed: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """An ALBERT with pretraining heads, made of the teacher's embeddings, layers and language-model head.
+
+    Args:
+        teacher: a masked-language model.
+        reference: `teacher://albert?…`.
+        token_counts: [v], how often each token stands in the corpus.
+        seed: of the factorisation's fit.
+
+    Returns:
+        The model, and what is worth noting of it.
+
+    Raises:
+        InputError: its embeddings would be larger than the teacher's.
+    """
+    given = reference.fields
+    try:
+        student, energy = albert_from_bert(
+            teacher,
+            embedding_size=given.get("embedding_size", EMBEDDING_SIZE),
+            layers=given.get("layers", 0),
+            layer_sharing=given.get("layer_sharing", "all"),
+            token_counts=token_counts,
+            seed=seed,
+            student_class="AlbertForPreTraining",
+        )
+    except InputError as error:
+        raise InputError([Problem("model", problem.what, problem.remedy) for problem in error.problems]) from None
+    return student, {"embedding_energy": round(energy, 4), "layer_sharing": given.get("layer_sharing", "all")}
 
 
 def follow_layers(config: PretrainConfig, teacher: Any, student_layers: int | None) -> tuple[int, ...]:

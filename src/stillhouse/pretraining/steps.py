@@ -25,6 +25,7 @@ from stillhouse.training.scale import in_pod
 from stillhouse.training.settings import hyperparameters, training_key
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from stillhouse.pretraining.stream import Recipe
@@ -125,22 +126,32 @@ class _Run:
         """The student and its teacher, whose head is fitted first where it has none."""
         from transformers import set_seed
 
-        from stillhouse.pretraining.models import build_model, follow_layers, load_teacher, masked_student
+        from stillhouse.pretraining.models import (
+            build_model,
+            factorised_student,
+            follow_layers,
+            load_teacher,
+            masked_student,
+        )
         from stillhouse.pretraining.trainer import TripleLoss
 
         config = self.config
         teacher, fresh = load_teacher(config, self.tokenizer)
         self._check_length(teacher, "teacher")
         student = None
-        made = parse_reference(config.model, "model").kind == "teacher"
-        if not made:
+        depth = None
+        reference = parse_reference(config.model, "model")
+        if reference.kind != "teacher":
             student = build_model(config, self.tokenizer)
             self._check_length(student, "model")
             if config.cosine_weight and student.config.hidden_size != teacher.config.hidden_size:
                 what = (f"{config.cosine_weight:g} compares hidden states of width {student.config.hidden_size} with "
                         f"the teacher's of width {teacher.config.hidden_size}.")  # fmt: skip
                 raise InputError(Problem("cosine_weight", what, "Set it to 0, or give a model as wide as its teacher."))
-        layers = follow_layers(config, teacher, student.config.num_hidden_layers if student else None)
+            depth = student.config.num_hidden_layers
+        elif reference.family == "albert":
+            depth = reference.fields.get("layers", teacher.config.num_hidden_layers)
+        layers = follow_layers(config, teacher, depth)
         self.facts["layers"] = list(layers)
         if fresh:
             self.head_steps = config.head_steps
@@ -148,7 +159,11 @@ class _Run:
             stores.append(store)
             self.facts["teacher_perplexity"] = round(self._fit_head(teacher, store, step), 4)
             set_seed(config.seed)
-        if student is None:
+        if reference.family == "albert" and student is None:
+            counts = self._token_counts(teacher.config.vocab_size)
+            student, facts = factorised_student(teacher, reference, counts, config.seed)
+            self.facts |= facts
+        elif student is None:
             student = masked_student(teacher, layers, self._dropout())
         return TripleLoss(student, teacher, layers, config)
 
@@ -187,14 +202,12 @@ class _Run:
         """Train the teacher's new head, tied to its embeddings, with all else as it is; the held-out perplexity."""
         import torch
 
-        from stillhouse.pretraining.shards import read_shard, shard_paths
         from stillhouse.pretraining.trainer import LanguageLoss
 
         config = self.config
         objective = LanguageLoss(teacher, head_only=True)
         parts = objective.model.parts
-        shard = read_shard(shard_paths(self.corpus_dir, "train")[0])
-        counts = torch.bincount(torch.tensor(shard.tokens), minlength=teacher.config.vocab_size)
+        counts = self._token_counts(teacher.config.vocab_size)
         with torch.no_grad():
             # From predicting each token as often as it occurs, from what the encoder says of the position.
             dense = teacher.get_submodule(parts.transform)
@@ -205,6 +218,15 @@ class _Run:
         metrics, _ = self._train(objective, store, part, config.head_steps, 1, _HEAD_LEARNING_RATE)
         _log.info("the teacher's new head: held-out perplexity %.1f", metrics["perplexity"])
         return metrics["perplexity"]
+
+    def _token_counts(self, vocabulary: int) -> torch.Tensor:
+        """How often each token stands in the corpus's first file [v]."""
+        import torch
+
+        from stillhouse.pretraining.shards import read_shard, shard_paths
+
+        shard = read_shard(shard_paths(self.corpus_dir, "train")[0])
+        return torch.bincount(torch.tensor(shard.tokens), minlength=vocabulary)
 
     def _dropout(self) -> dict[str, Any]:
         own = checkpoints.load_config(parse_reference(self.config.teacher, "teacher"), "teacher")

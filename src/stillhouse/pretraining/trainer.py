@@ -90,7 +90,7 @@ class TripleLoss(Objective):
         super().__init__(model)
         weights = {"ce_loss": config.ce_weight, "mlm_loss": config.mlm_weight, "cosine_loss": config.cosine_weight}
         self.weights = {name: weight for name, weight in weights.items() if weight}
-        self.model.train_only(language=self.weights.keys() != {"cosine_loss"})
+        self.model.train_only(language=self.weights.keys() != {"cosine_loss"}, sentence=False)
         self._teacher = LanguageModel(teacher.eval().requires_grad_(False))
         self._layers = tuple(layers)
         self._temperature = config.temperature
