@@ -69,8 +69,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             tokenizer: train://wordpiece?vocab_size=N or train://unigram?vocab_size=N, trained on the corpus; or that of a checkpoint: a folder, hub://OWNER/NAME[@REVISION] or minilm://.
             max_documents: Read so many documents; 0 reads all.
             validation_fraction: Share of the documents held out, on which the model is evaluated.
-            model: What is pretrained: scratch://FAMILY?FIELD=VALUE&…, a checkpoint to go on with (a folder, hub://OWNER/NAME), or teacher:// for a DistilBERT made of the teacher's layers.
-            objective: mlm (masked words), mlm+nsp (BERT's, with next-sentence prediction), mlm+sop (ALBERT's, with sentence-order prediction) or triple (DistilBERT's, from a teacher).
+            model: What is pretrained: scratch://FAMILY?FIELD=VALUE&…, a checkpoint to go on with (a folder, hub://OWNER/NAME), teacher:// for a DistilBERT made of the teacher's layers, or teacher://albert?embedding_size=…&layers=… for an ALBERT factorised from it.
+            objective: mlm (masked words), mlm+nsp (BERT's, with next-sentence prediction), mlm+sop (ALBERT's, with sentence-order prediction) or triple (DistilBERT's, from a teacher; for an ALBERT too).
             teacher: Checkpoint to distil from, for the objective triple: a folder, hub://OWNER/NAME[@REVISION] or minilm://.
             layers: Layers of the teacher that teacher:// copies, counted from 1, such as 2,4,6; empty takes every second one.
             sequence_length: Tokens of a sequence; documents are packed to fill it.

@@ -43,7 +43,7 @@ def pretrain(
 
     Args:
         model_name: Name of the checkpoint.
-        model: What is pretrained: `scratch://FAMILY?…`, a checkpoint to go on with, or `teacher://`.
+        model: What is pretrained: `scratch://FAMILY?…`, a checkpoint to go on with, or `teacher://…`.
         objective: `mlm`, `mlm+nsp`, `mlm+sop` or `triple`.
         teacher: Checkpoint to distil from, for `triple`.
         layers: Layers of the teacher that `teacher://` copies, counted from 1, such as `2,4,6`; empty takes every second one.

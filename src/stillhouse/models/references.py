@@ -7,7 +7,8 @@ scratch://FAMILY?KEY=VALUE&… random weights of a family (`bert`, `roberta`, �
                              sizes the WordPiece vocabulary that is trained on the training texts
 scratch://NAME?KEY=VALUE&…   the same of an architecture of the papers (`bert-base`, `albert-xlarge`, …): see `NAMED`
 teacher://[FAMILY]           made from the fine-tuned teacher: an `albert`, or a `distilbert`; without a family, the one
-                             that the parameter is about. teacher://albert?layer_sharing=… says what its layers share
+                             that the parameter is about. teacher://albert?layer_sharing=… says what its layers share;
+                             in pretraining also embedding_size and layers, which elsewhere are parameters
 """
 
 from __future__ import annotations

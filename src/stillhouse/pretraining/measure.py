@@ -131,6 +131,11 @@ def _measure(model_dir: Path, corpus_dir: Path, task: str, rows: int, seed: int)
         length = manifest.max_length
         if task:  # of perplexities, only those at the same share can be compared
             masked = manifest.hyperparameters.get("mask_probability", masked)
+            if manifest.hyperparameters.get("objective") in ("mlm", "triple"):
+                raise InputError(
+                    Problem("model", "its sentence head was never trained.",
+                            "Give one that was pretrained with mlm+nsp or mlm+sop.")
+                )  # fmt: skip
     recipe = Recipe(
         length=min(length, model.config.max_position_embeddings), task=task, mask_probability=masked, seed=seed
     )

@@ -26,6 +26,7 @@ from transformers import (
 from stillhouse.artifacts import CorpusManifest, ModelManifest
 from stillhouse.errors import InputError
 from stillhouse.models import checkpoints
+from stillhouse.models.references import parse_reference
 from stillhouse.pretraining import (
     CorpusConfig,
     PretrainConfig,
@@ -35,7 +36,7 @@ from stillhouse.pretraining import (
     sentence_accuracy,
     stream,
 )
-from stillhouse.pretraining.models import masked_student
+from stillhouse.pretraining.models import factorised_student, masked_student
 from stillhouse.progress import Step
 from stillhouse.training import DistillConfig, FinetuneConfig, steps
 
@@ -305,6 +306,35 @@ def test_a_student_is_distilled_from_the_teachers_layers(bert: Path, corpus: Pat
     assert whole.metrics["perplexity"] == pytest.approx(perplexity(bert, corpus, seed=42), rel=1e-3)
 
 
+def test_an_albert_is_factorised_from_the_teacher_and_distilled(bert: Path, corpus: Path, tmp_path: Path):
+    settings = triple(bert, model="teacher://albert?embedding_size=16&layers=3", steps=40, learning_rate=3e-3)
+    manifest = pretrain(settings, corpus_dir=corpus, output_dir=tmp_path / "student")
+    facts = manifest.hyperparameters
+    assert (manifest.family, facts["layers"], facts["layer_sharing"]) == ("albert", [1, 2, 2], "all")
+    assert 0.5 < facts["embedding_energy"] < 1
+    assert losses(tmp_path / "student", "cosine_loss")[-1] < 0.9 * losses(tmp_path / "student", "cosine_loss")[0]
+    loaded, info = AlbertForPreTraining.from_pretrained(tmp_path / "student", output_loading_info=True)
+    assert not info["missing_keys"] and len(loaded.albert.encoder.albert_layer_groups) == 1
+    assert loaded.config.embedding_size == 16 and loaded.config.num_hidden_layers == 3
+    with pytest.raises(InputError, match="its sentence head was never trained"):
+        sentence_accuracy(tmp_path / "student", corpus, task="sop")
+
+
+def test_an_alberts_head_is_the_teachers_in_the_small_space(bert: Path):
+    teacher = AutoModelForMaskedLM.from_pretrained(bert)
+    with torch.no_grad():
+        teacher.cls.predictions.bias.normal_(generator=torch.Generator().manual_seed(1))
+    reference = parse_reference("teacher://albert?embedding_size=32&layer_sharing=none", "model")
+    student, _ = factorised_student(teacher, reference, torch.ones(teacher.config.vocab_size), 0)
+    ids = torch.randint(5, 100, (20, 17), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected, found = (
+            model.eval()(input_ids=ids)[0].log_softmax(-1).flatten() for model in (teacher, student)
+        )  # fmt: skip
+        assert torch.corrcoef(torch.stack([expected, found]))[0, 1] > 0.85
+    assert student.predictions.decoder.weight is student.albert.embeddings.word_embeddings.weight
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", ["ce", "mlm", "cosine"])
 def test_each_term_teaches_alone(kept: str, bert: Path, corpus: Path, tmp_path: Path):
@@ -463,6 +493,10 @@ def test_all_wrong_settings_are_reported_at_once(corpus: Path, tmp_path: Path):
         ({"objective": "clm"}, "objective", "Give mlm, mlm\\+nsp, mlm\\+sop, triple"),
         ({"model": "teacher://"}, "model", "has no teacher"),
         ({"model": "scratch://distilbert"}, "model", "cannot be trained on 'mlm\\+nsp'"),
+        ({"model": "teacher://albert?width=8", "objective": "triple"}, "model", "gives width"),
+        ({"model": "teacher://?layers=2", "objective": "triple"}, "model", "gives layers"),
+        ({"model": "teacher://albert?layers=0", "objective": "triple"}, "model", "layers=0 will not do"),
+        ({"model": "teacher://albert?layer_sharing=some", "objective": "triple"}, "model", "some is unknown"),
         ({"sequence_length": 600}, "sequence_length", "exceeds the 512 positions"),
         ({"objective": "triple", "teacher": "scratch://bert", "model": "teacher://"}, "teacher", "learned nothing"),
         ({"ce_weight": 0.0, "mlm_weight": 0.0, "cosine_weight": 0.0, "objective": "triple"}, "ce_weight", "at least"),
@@ -483,6 +517,7 @@ def test_what_does_not_fit_the_teacher_is_refused(bert: Path, corpus: Path, tmp_
         ({"layers": "3"}, "layers: '3' does not name layers"),
         ({"model": narrow.replace("16", "32"), "layers": "1,2"}, "names 2 layers, and the model has 1"),
         ({"model": str(bert)}, "of the family 'bert'"),
+        ({"model": "teacher://albert?embedding_size=33"}, "model: 33 is not between 1 and the teacher's hidden size"),
     ):
         with pytest.raises(InputError, match=message):
             pretrain(triple(bert, **changes), corpus_dir=corpus, output_dir=tmp_path / "x")
