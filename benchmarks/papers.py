@@ -93,6 +93,8 @@ LAPTOP: dict[str, dict[str, Any]] = {
     "sentences": {
         **_common(256, 16, 1e-4, tokenizer=MINILM, rows=0),
         "model": MINILM,
+        "validation_fraction": 0.15,
+        "test_rows": 4000,
         # What SOP learns in so few steps drowns in the masked words' gradients, and in the masks themselves.
         "task": {"mask_probability": 0.02, "sentence_weight": 50.0},
         "steps": 20000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from stillhouse.errors import InputError, Problem
 
@@ -16,24 +16,42 @@ if TYPE_CHECKING:
     from stillhouse.pretraining.stream import Recipe
     from stillhouse.pretraining.vocabulary import Vocabulary
 
-__all__ = ["held_out_batches", "load_vocabulary", "perplexity", "sentence_accuracy", "summary", "totals"]
+__all__ = [
+    "SentenceAccuracy",
+    "held_out_batches",
+    "load_vocabulary",
+    "perplexity",
+    "sentence_accuracy",
+    "summary",
+    "totals",
+]
 
 _BATCH = 32
 _LENGTH = 128
 """Tokens of a sequence where a checkpoint does not say what it was trained on."""
 
 
+class SentenceAccuracy(NamedTuple):
+    """How well a sentence head tells labels."""
+
+    value: float
+    """Share of the pairs whose label it tells, between 0 and 1."""
+    pairs: int
+    """That were asked, half of them of either label."""
+
+
 def sentence_accuracy(
     model_dir: Path, corpus_dir: Path, *, task: Literal["nsp", "sop"], rows: int = 1024, seed: int = 0
-) -> float:
-    """Share of `rows` pairs of held-out segments whose label the model's sentence head tells, between 0 and 1.
+) -> SentenceAccuracy:
+    """How many labels the model's sentence head tells, of `rows` pairs of held-out segments, or of all there are.
 
     The head is used as it is, whichever of the two tasks it was trained for. As many tokens are masked as in training.
 
     Raises:
         InputError: the model has no sentence head, or the corpus too little.
     """
-    return _measure(model_dir, corpus_dir, task, rows, seed)["sentence_accuracy"]
+    sums = _measure(model_dir, corpus_dir, task, rows, seed)
+    return SentenceAccuracy(summary(sums, sentences=True)["sentence_accuracy"], int(sums[5]))
 
 
 def perplexity(model_dir: Path, corpus_dir: Path, *, rows: int = 1024, seed: int = 0) -> float:
@@ -42,7 +60,7 @@ def perplexity(model_dir: Path, corpus_dir: Path, *, rows: int = 1024, seed: int
     Raises:
         InputError: the model has no language-model head, or another vocabulary than the corpus.
     """
-    return _measure(model_dir, corpus_dir, "", rows, seed)["perplexity"]
+    return summary(_measure(model_dir, corpus_dir, "", rows, seed), sentences=False)["perplexity"]
 
 
 def held_out_batches(
@@ -97,7 +115,8 @@ def summary(sums: torch.Tensor, *, sentences: bool) -> dict[str, float]:
     return metrics
 
 
-def _measure(model_dir: Path, corpus_dir: Path, task: str, rows: int, seed: int) -> dict[str, float]:
+def _measure(model_dir: Path, corpus_dir: Path, task: str, rows: int, seed: int) -> torch.Tensor:
+    """The sums [6] of `totals`."""
     import torch
 
     from stillhouse.artifacts import ModelManifest
@@ -143,7 +162,7 @@ def _measure(model_dir: Path, corpus_dir: Path, task: str, rows: int, seed: int)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     language_model = LanguageModel(model.to(device))
     batches = held_out_batches(Path(corpus_dir), recipe, vocabulary, rows)
-    return summary(totals(language_model, batches, device), sentences=bool(task))
+    return totals(language_model, batches, device)
 
 
 def load_vocabulary(corpus_dir: Path) -> Vocabulary:

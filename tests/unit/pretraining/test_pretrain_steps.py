@@ -201,7 +201,9 @@ def test_order_can_be_learned(tmp_path: Path):
     assert type(AlbertForPreTraining.from_pretrained(tmp_path / "model")) is AlbertForPreTraining
 
     def accuracy(task: Literal["nsp", "sop"], seed: int) -> float:
-        return sentence_accuracy(tmp_path / "model", tmp_path / "corpus", task=task, rows=60, seed=seed)
+        found = sentence_accuracy(tmp_path / "model", tmp_path / "corpus", task=task, rows=60, seed=seed)
+        assert found.pairs == 60
+        return found.value
 
     assert accuracy("sop", 3) == accuracy("sop", 3) > 0.8
     # Sentences of other documents are in order too, or are not: that is another question.
