@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from stillhouse.errors import InputError, Problem
 from stillhouse.models.albert import sharing_fields
 from stillhouse.models.bert_like import BERT_LIKE
@@ -16,7 +18,6 @@ from stillhouse.models.shape import FIELD, apply_shape, shape_problems
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = [
@@ -110,8 +111,6 @@ def made_problems(reference: Reference, role: str) -> list[Problem]:
 
 def _scratch_problems(config: PretrainedConfig, text: str, role: str) -> list[Problem]:
     """What keeps a model from being built with that config, for example heads that do not divide the hidden size."""
-    import torch
-
     try:
         with torch.device("meta"):  # shapes only: nothing is allocated
             build_model(config, "AutoModel", role)
@@ -149,9 +148,12 @@ def load_config(reference: Reference, parameter: str, head: Mapping[str, Any] | 
             for name, value in head.items():
                 setattr(config, name, value)
             return config
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             reference.location, revision=reference.revision, trust_remote_code=False, **head
         )
+        # What was saved in 16 bits would be trained, exported and measured in them; mixed precision is another matter.
+        config.dtype = torch.float32
+        return config
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -222,6 +224,7 @@ def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapp
             reference.location,
             revision=reference.revision,
             config=config,
+            dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
@@ -261,7 +264,7 @@ def _load_own_shape(reference: Reference, parameter: str, auto_class: str, confi
     return model.eval()
 
 
-def _named_as_in(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _named_as_in(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under the names that `model` has for them, whether either has a head or not."""
     prefix = f"{model.base_model_prefix}."
     headless = not any(name.startswith(prefix) for name in tensors)

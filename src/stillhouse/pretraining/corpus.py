@@ -206,7 +206,8 @@ def _encoded(
     documents: list[str], encode: Callable[[list[str]], list[list[int]]]
 ) -> Iterator[tuple[str, list[list[int]]]]:
     sentences = [split_sentences(text) for text in documents]
-    ids = iter(encode([sentence for document in sentences for sentence in document]))
+    # White space stood before all but the first, which byte-level tokenizers take as part of the word behind it.
+    ids = iter(encode([" " * bool(place) + text for document in sentences for place, text in enumerate(document)]))
     for text, document in zip(documents, sentences, strict=True):
         yield text, [next(ids) for _ in document]
 

@@ -19,7 +19,14 @@ from transformers import (
 
 from stillhouse.data.demo import reviews
 from stillhouse.errors import InputError
-from stillhouse.models.checkpoints import check_reference, load_model, load_tokenizer, reference_for
+from stillhouse.models.checkpoints import (
+    build_model,
+    check_reference,
+    load_config,
+    load_model,
+    load_tokenizer,
+    reference_for,
+)
 from stillhouse.models.families import classifies, position_limit
 
 AUTO = "AutoModelForSequenceClassification"
@@ -30,6 +37,16 @@ TEXTS = [text for text, _ in reviews(120, seed=3)]
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
     return {family: write_checkpoint(root / family, family, TEXTS) for family in (*FAMILIES, "xlnet")}
+
+
+def test_what_was_saved_in_16_bits_is_worked_on_in_32(checkpoints: dict[str, Path], tmp_path: Path):
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints["roberta"]).half()
+    model.save_pretrained(tmp_path)
+    reference = reference_for(tmp_path)
+    assert build_model(load_config(reference, "m"), AUTO).dtype == torch.float32
+    loaded = load_model(reference, "m", AUTO, {})
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert loaded.config.dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", FAMILIES)

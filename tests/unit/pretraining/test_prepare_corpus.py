@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from family_checkpoints import write_checkpoint
 from tiny_corpus import TOKENIZER, documents, write_jsonl
 from transformers import AutoTokenizer
 
@@ -104,6 +105,18 @@ def test_tokens_are_the_tokenizers_own_and_decode_to_the_text(tmp_path: Path):
     )
     assert sorted(tokens(tmp_path / "out", "train") + tokens(tmp_path / "out", "validation")) == expected
     assert tokenizer.decode(expected[0][0]).replace(" .", ".").startswith("the ")
+
+
+def test_sentences_are_tokenised_as_they_stand_in_the_text(tmp_path: Path):
+    """Byte-level tokenizers take a space as part of the word behind it."""
+    texts = [f"He came home. She saw {word} too. Now all is well.\nSo it ends." for word in TEXTS[0].split()]
+    folder = write_checkpoint(tmp_path / "roberta", "roberta", texts)
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    prepare_corpus(config(source, tokenizer=str(folder)), output_dir=tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    wanted = tokenizer(texts[0].replace("\n", " "), add_special_tokens=False)["input_ids"]
+    found = tokens(tmp_path / "out", "train") + tokens(tmp_path / "out", "validation")
+    assert wanted in [[token for sentence in document for token in sentence] for document in found]
 
 
 def test_large_corpora_go_to_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
