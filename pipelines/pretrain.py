@@ -31,6 +31,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         layers: str = "",
         sequence_length: int = 128,
         whole_word_masking: bool = False,
+        mask_ngrams: int = 1,
         mask_probability: float = 0.15,
         sentence_weight: float = 1.0,
         steps: int = 1000,
@@ -75,6 +76,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             layers: Layers of the teacher that teacher:// copies, counted from 1, such as 2,4,6; empty takes every second one.
             sequence_length: Tokens of a sequence; documents are packed to fill it.
             whole_word_masking: Mask all pieces of a word together.
+            mask_ngrams: Mask up to so many whole words together, fewer of them more often; ALBERT masks up to 3.
             mask_probability: Share of the tokens that are to be predicted.
             sentence_weight: For mlm+nsp and mlm+sop, weight of the sentence task's loss beside the masked-language loss.
             steps: Optimizer steps.

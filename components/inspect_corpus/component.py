@@ -21,6 +21,7 @@ def inspect_corpus(
     layers: str,
     sequence_length: int,
     whole_word_masking: bool,
+    mask_ngrams: int,
     mask_probability: float,
     sentence_weight: float,
     steps: int,

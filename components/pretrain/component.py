@@ -14,6 +14,7 @@ def pretrain(
     layers: str,
     sequence_length: int,
     whole_word_masking: bool,
+    mask_ngrams: int,
     mask_probability: float,
     sentence_weight: float,
     steps: int,
@@ -49,6 +50,7 @@ def pretrain(
         layers: Layers of the teacher that `teacher://` copies, counted from 1, such as `2,4,6`; empty takes every second one.
         sequence_length: Tokens of a sequence; documents are packed to fill it.
         whole_word_masking: Mask all pieces of a word together.
+        mask_ngrams: Mask up to so many whole words together, fewer of them more often.
         mask_probability: Share of the tokens that are to be predicted.
         sentence_weight: For `mlm+nsp` and `mlm+sop`, weight of the sentence task's loss beside the masked-language loss.
         steps: Optimizer steps.

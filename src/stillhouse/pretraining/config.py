@@ -87,6 +87,8 @@ class PretrainConfig:
     """Tokens of a sequence, special ones included; sequences are packed to it."""
     whole_word_masking: bool = False
     """Whether the pieces of a word are masked together."""
+    mask_ngrams: int = 1
+    """Whole words that are masked together at most, fewer of them more often; ALBERT masks up to 3."""
     mask_probability: float = 0.15
     """Share of the tokens that are to be predicted."""
     sentence_weight: float = 1.0
@@ -131,6 +133,7 @@ class PretrainConfig:
             ("objective", self.objective, self.objective in OBJECTIVES, ", ".join(OBJECTIVES)),
             ("sequence_length", self.sequence_length, 8 <= self.sequence_length <= 8192,
              "a whole number from 8 to 8192"),
+            ("mask_ngrams", self.mask_ngrams, 1 <= self.mask_ngrams <= 16, "a whole number from 1 to 16"),
             ("mask_probability", self.mask_probability, 0 < self.mask_probability < 1, "a number between 0 and 1"),
             ("sentence_weight", self.sentence_weight, 0 < self.sentence_weight < math.inf, "a number above 0"),
             ("steps", self.steps, self.steps >= 1, whole),

@@ -108,6 +108,7 @@ class _Run:
             task={"mlm+nsp": "nsp", "mlm+sop": "sop"}.get(config.objective, ""),
             mask_probability=config.mask_probability,
             whole_words=config.whole_word_masking,
+            longest=config.mask_ngrams,
             seed=config.seed,
         )
         self.facts: dict[str, Any] = {}

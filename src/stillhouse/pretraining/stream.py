@@ -50,6 +50,8 @@ class Recipe:
     """`nsp` or `sop` makes pairs of segments; empty makes single sequences, packed to the full length."""
     mask_probability: float = 0.15
     whole_words: bool = False
+    longest: int = 1
+    """Words that are masked together at most; above 1, they are whole words."""
     seed: int = 0
 
 
@@ -187,8 +189,8 @@ def mask_block(
     ids = block["ids"]
     inside = np.arange(ids.shape[1]) < block["lengths"][:, None]
     candidates = inside & ~vocabulary.special[ids]
-    continues = vocabulary.continues[ids] if recipe.whole_words else None
-    chosen = choose_positions(candidates, recipe.mask_probability, random, continues)
+    continues = vocabulary.continues[ids] if recipe.whole_words or recipe.longest > 1 else None
+    chosen = choose_positions(candidates, recipe.mask_probability, random, continues, recipe.longest)
     masked = mask_tokens(ids, chosen, vocabulary.mask, vocabulary.ordinary, random)
     return {**block, "ids": masked, "targets": ids, "chosen": chosen}
 

@@ -77,3 +77,40 @@ def test_the_rest_of_a_word_that_was_cut_off_is_a_word_of_its_own():
     assert (chosen.sum(axis=1) == 1).all() and chosen[:, 1].all()  # the word of two does not fit
     chosen = choose_positions(candidates, 0.67, generator(), continues)  # 2 of 3
     assert {tuple(np.flatnonzero(row)) for row in chosen} == {(1,), (3, 4)}
+
+
+def longest_run(row: np.ndarray) -> int:
+    return max(len(run) for run in "".join("01"[int(flag)] for flag in row).split("0"))
+
+
+def test_runs_of_words_are_chosen_fewer_words_more_often():
+    # Of 60 words three are to be chosen: by one run of 3 (2 of 11 times), by one of 2 and another word, or one by one.
+    candidates = np.ones((4000, 60), dtype=bool)
+    continues = np.zeros_like(candidates)
+    chosen = choose_positions(candidates, 0.05, generator(), continues, 3)
+    assert (chosen.sum(axis=1) == 3).all()
+    found = np.bincount([longest_run(row) for row in chosen], minlength=4) / len(chosen)
+    # A little more than drawn, for neighbours by chance: 59 * 2 of 60 * 59 pairs are some.
+    assert found[1:] == pytest.approx([0.27, 0.52, 0.21], abs=0.03)
+    single = choose_positions(candidates, 0.05, generator(), continues)
+    assert np.mean([longest_run(row) for row in single]) < 1.15
+
+
+def test_runs_are_of_whole_words_and_end_at_separators():
+    # Words of 1, 2 and 1 tokens, a separator, and two words of 1.
+    continues = np.array([[0, 0, 1, 0, 0, 0, 0]] * 300, dtype=bool)
+    candidates = np.array([[1, 1, 1, 1, 0, 1, 1]] * 300, dtype=bool)
+    chosen = choose_positions(candidates, 0.5, generator(), continues, 5)  # 3 of 6
+    assert not chosen[:, 4].any()
+    assert (chosen[:, 1] == chosen[:, 2]).all()
+    found = {tuple(np.flatnonzero(row)) for row in chosen}
+    assert {(0, 1, 2), (1, 2, 3), (3, 5, 6)} <= found
+    one = choose_positions(candidates, 0.34, generator(), continues, 5)  # 2 of 6
+    # The last word before the separator does not go on behind it: it comes with 5 no more often than with 6.
+    behind = [tuple(np.flatnonzero(row)) for row in one]
+    assert behind.count((5, 6)) > 2 * behind.count((3, 5))
+
+
+def test_runs_need_words():
+    with pytest.raises(ValueError, match="continues"):
+        choose_positions(np.ones((1, 4), dtype=bool), 0.5, generator(), None, 2)

@@ -243,6 +243,8 @@ def test_whole_words_are_an_option_that_matters(corpus: Path, tmp_path: Path):
             config(objective="mlm", steps=2, whole_word_masking=whole), corpus_dir=corpus, output_dir=tmp_path / name
         )
     assert losses(tmp_path / "pieces") != losses(tmp_path / "words")
+    pretrain(config(objective="mlm", steps=2, mask_ngrams=3), corpus_dir=corpus, output_dir=tmp_path / "runs")
+    assert losses(tmp_path / "runs") not in (losses(tmp_path / "pieces"), losses(tmp_path / "words"))
 
 
 def test_measuring_is_repeatable_and_of_packed_sequences(bert: Path, corpus: Path):
@@ -476,15 +478,15 @@ def test_training_goes_on_from_a_checkpoint(bert: Path, corpus: Path, tmp_path: 
 
 def test_all_wrong_settings_are_reported_at_once(corpus: Path, tmp_path: Path):
     wrong = config(objective="triple", model="/nowhere", layers="2,1", sequence_length=4, mask_probability=1, steps=0,
-                   sentence_weight=0, batch_size=0, gradient_accumulation_steps=0, learning_rate=2, warmup_ratio=1,
-                   weight_decay=-1, cosine_weight=-1, temperature=0, head_steps=0, evaluations=0, precision="fp8",
-                   seed=-1)  # fmt: skip
+                   sentence_weight=0, mask_ngrams=0, batch_size=0, gradient_accumulation_steps=0, learning_rate=2,
+                   warmup_ratio=1, weight_decay=-1, cosine_weight=-1, temperature=0, head_steps=0, evaluations=0,
+                   precision="fp8", seed=-1)  # fmt: skip
     with pytest.raises(InputError) as caught:
         pretrain(wrong, corpus_dir=corpus, output_dir=tmp_path / "x")
     assert [problem.where for problem in caught.value.problems] == [
-        "sequence_length", "mask_probability", "sentence_weight", "steps", "batch_size", "gradient_accumulation_steps",
-        "learning_rate", "warmup_ratio", "weight_decay", "evaluations", "precision", "cosine_weight", "temperature",
-        "head_steps", "model", "teacher", "layers", "seed",
+        "sequence_length", "mask_ngrams", "mask_probability", "sentence_weight", "steps", "batch_size",
+        "gradient_accumulation_steps", "learning_rate", "warmup_ratio", "weight_decay", "evaluations", "precision",
+        "cosine_weight", "temperature", "head_steps", "model", "teacher", "layers", "seed",
     ]  # fmt: skip
     assert not (tmp_path / "x").exists()
 
