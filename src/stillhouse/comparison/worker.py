@@ -19,8 +19,10 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from stillhouse.artifacts import ModelManifest
 from stillhouse.comparison.config import TASK
 from stillhouse.comparison.subjects import WHERE, Subject, parse_subject
 from stillhouse.evaluation.processes import serve_requests
@@ -113,7 +115,9 @@ class Worker:
         assert self._subject is not None and self._subject.checkpoint is not None
         task = get_task(TASK)
         tokenizer = checkpoints.load_tokenizer(self._subject.checkpoint, WHERE)
-        longest = min(tokenizer.model_max_length, _MAX_TOKENS, position_limit(self._subject.config) or _MAX_TOKENS)
+        longest = min(
+            tokenizer.model_max_length, position_limit(self._subject.config) or _MAX_TOKENS, self._longest_known()
+        )
         with open(texts, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         found = []
@@ -126,6 +130,14 @@ class Worker:
                 found.append(task.probabilities(self._model(**encoded).logits.float()).numpy())
                 say({"done": min(start + _BATCH, len(rows))})
         np.save(output, np.concatenate(found))
+
+    def _longest_known(self) -> int:
+        """Tokens of a text that the checkpoint was trained on, where it is an artifact that says so."""
+        assert self._subject is not None and self._subject.checkpoint is not None
+        folder = Path(self._subject.checkpoint.location)
+        if (folder / ModelManifest.filename()).is_file():
+            return min(ModelManifest.load(folder).max_length, _MAX_TOKENS)
+        return _MAX_TOKENS
 
     def answer(self, request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Carry out one request."""

@@ -19,7 +19,7 @@ from stillhouse.models.references import Reference, parse_reference
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-__all__ = ["followed_layers", "student_problems", "tokenizer_problems"]
+__all__ = ["followed_layers", "student_problems", "tokenizer_difference", "tokenizer_problems"]
 
 _log = logging.getLogger(__name__)
 _SAMPLES = (
@@ -59,21 +59,24 @@ def followed_layers(text: str, student: PretrainedConfig, teacher: PretrainedCon
     return layers
 
 
+def tokenizer_difference(own: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> str:
+    """What tells a tokenizer from another one; nothing where both give the same ids."""
+    words, others = own.get_vocab(), other.get_vocab()
+    if words != others:
+        return f"has {len(set(words.items()) & set(others.items()))} of the {len(others)} tokens in common with it"
+    if any(own(text)["input_ids"] != other(text)["input_ids"] for text in _SAMPLES):
+        return "splits texts into other tokens"
+    return ""
+
+
 def tokenizer_problems(student: Reference, tokenizer: PreTrainedTokenizerFast) -> list[Problem]:
     """Why the checkpoint `student` cannot learn from a teacher with that tokenizer; nothing where it has the same one.
 
     Raises:
         InputError: it has no fast tokenizer.
     """
-    own = load_tokenizer(student, "student")
-    words, taught = own.get_vocab(), tokenizer.get_vocab()
-    what = ""
-    if words != taught:
-        shared = len(set(words.items()) & set(taught.items()))
-        what = f"has {shared} of the {len(taught)} tokens of the teacher's in common with it"
-    elif any(own(text)["input_ids"] != tokenizer(text)["input_ids"] for text in _SAMPLES):
-        what = "splits texts into other tokens"
-    elif (rows := load_config(student, "student").vocab_size) < len(tokenizer):
+    what = tokenizer_difference(load_tokenizer(student, "student"), tokenizer)
+    if not what and (rows := load_config(student, "student").vocab_size) < len(tokenizer):
         what = f"has {len(tokenizer)} tokens, and the model embeddings for {rows}"
     if not what:
         return []

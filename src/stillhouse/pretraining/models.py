@@ -12,6 +12,7 @@ from stillhouse.models.albert import albert_from_bert, evenly_spaced_layers
 from stillhouse.models.bert_like import BERT_LIKE
 from stillhouse.models.distilbert import parse_layers, student_from_bert
 from stillhouse.models.references import Reference, parse_reference
+from stillhouse.models.students import tokenizer_difference
 from stillhouse.pretraining.config import OBJECTIVES, PretrainConfig
 from stillhouse.pretraining.heads import head_parts
 
@@ -169,10 +170,9 @@ def check_tokenizer(reference: Reference, parameter: str, tokenizer: PreTrainedT
     Raises:
         InputError: its tokenizer is another one.
     """
-    own = checkpoints.load_tokenizer(reference, parameter)
-    if own.get_vocab() != tokenizer.get_vocab():
+    if what := tokenizer_difference(checkpoints.load_tokenizer(reference, parameter), tokenizer):
         raise InputError(
-            Problem(parameter, f"{reference.text!r} has another tokenizer than the corpus.",
+            Problem(parameter, f"{reference.text!r} has another tokenizer than the corpus: it {what}.",
                     f"Prepare the corpus with tokenizer={reference.text}.")
         )  # fmt: skip
 

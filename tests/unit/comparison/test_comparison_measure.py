@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from stillhouse.artifacts import ModelManifest
 from stillhouse.comparison import CompareConfig, compare
+from stillhouse.comparison.worker import Worker
 from stillhouse.data.demo import reviews
 from stillhouse.errors import InputError, StillhouseError
 from stillhouse.models.checkpoints import save_model, train_tokenizer
@@ -60,6 +65,30 @@ def rows(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.tsv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def test_texts_are_cut_where_the_training_cut_them(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "artifact")
+    ModelManifest(
+        producer="finetune", name="judge", task="classification", recipe="fine-tuned", family="bert",
+        label_names=["positive", "negative"], parameters=1, max_length=8, hyperparameters={}, metrics={},
+    ).save(folder)  # fmt: skip
+    text = next(iter(reviews(1, seed=5)))[0]
+    (tmp_path / "texts").write_text(json.dumps(text) + "\n", encoding="utf-8")
+    worker = Worker(str(folder), 1)
+    worker.load(0)
+    worker.predict(str(tmp_path / "texts"), str(tmp_path / "found.npy"), lambda message: None)
+    model = BertForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+
+    def cut(length: int) -> np.ndarray:
+        encoded = tokenizer(text, truncation=True, max_length=length, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            return np.asarray(model(**encoded).logits.softmax(-1))
+
+    found = np.load(tmp_path / "found.npy")
+    assert found == pytest.approx(cut(8), abs=1e-5)
+    assert np.abs(cut(64) - cut(8)).max() > 1e-3
 
 
 @pytest.mark.slow
