@@ -1,11 +1,12 @@
-"""A family whose encoder is made otherwise than BERT's, behind Triton."""
+"""Families whose encoders are made otherwise than BERT's, behind Triton."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from family_checkpoints import POSITIONS, write_model, write_reviews
+import pytest
+from family_checkpoints import FAMILIES, POSITIONS, write_model, write_reviews
 from tritonclient import grpc
 
 from stillhouse.evaluation.pytorch import CheckpointRuntime
@@ -18,10 +19,11 @@ from stillhouse.serving.triton import free_ports
 TEXTS = ["A lovely evening.", "", "awful <s>good</s> service", "the room was dull and the food cold " * 12]
 
 
-def test_bart_answers_as_it_does_in_pytorch(tmp_path: Path):
-    """It is read at its last end token, of which what the server warms it up with has none."""
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_answers_as_it_does_in_pytorch(family: str, tmp_path: Path):
+    """BART is read at its last end token, of which what the server warms it up with has none."""
     dataset = write_reviews(tmp_path / "dataset")
-    model = write_model(tmp_path / "model", "bart", dataset)
+    model = write_model(tmp_path / "model", family, dataset)
     config = PackageConfig(served_name="reviews", precisions="fp32")
     package_model(config, model_dir=model, dataset_dir=dataset, output_dir=tmp_path / "packages")
     package = tmp_path / "packages" / "fp32"
