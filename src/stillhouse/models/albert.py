@@ -179,9 +179,10 @@ def albert_from_bert(
     after it; so the mapping [h, e] is fitted by least squares to give BERT's own normalised embeddings back, over the
     vocabulary, weighted alike, at random positions.
 
-    What the layers share (`layer_sharing`: all, attention, ffn or none) starts as the mean over the teacher's blocks:
-    attention heads of different layers do not correspond, but the mean keeps the scale and bias that residual stream
-    and LayerNorm expect. What is a layer's own is copied from the teacher's layer at the same share of the depth.
+    What the layers share (`layer_sharing`: all, attention, ffn or none) starts as that of the teacher's last layer:
+    applied again and again it still does some of its work, which a mean over the layers does not, for heads and neurons
+    of different layers do not correspond. What is a layer's own is copied from the teacher's layer at the same share of
+    the depth.
 
     Of a `student_class` that classifies, the pooler, or the layer that a RoBERTa has in its place, and the classifier
     are copied. An `AlbertForPreTraining` takes over the teacher's language-model head instead, where it has one: its
@@ -232,10 +233,8 @@ def albert_from_bert(
         for index, (_, block) in enumerate(_blocks(student)):
             for part, counterpart in _BLOCK_PARTS.items():
                 shared = layer_sharing in ("all", _kind(part))
-                originals = old.encoder.layer if shared else [old.encoder.layer[followed[index] - 1]]
-                states = [layer.get_submodule(counterpart).state_dict() for layer in originals]
-                mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
-                block.get_submodule(part).load_state_dict(mean)
+                original = old.encoder.layer[-1 if shared else followed[index] - 1]
+                block.get_submodule(part).load_state_dict(original.get_submodule(counterpart).state_dict())
         if student_class == "AlbertForPreTraining":
             if head := language_head(teacher):
                 student.predictions.dense.weight.copy_(factors.basis.T @ head.dense.weight)
