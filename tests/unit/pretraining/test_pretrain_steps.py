@@ -310,6 +310,19 @@ def test_a_student_is_distilled_from_the_teachers_layers(bert: Path, corpus: Pat
     assert whole.metrics["perplexity"] == pytest.approx(perplexity(bert, corpus, seed=42), rel=1e-3)
 
 
+def test_the_triple_losses_are_golden(bert: Path, corpus: Path, tmp_path: Path):
+    """Of each of six steps, and the held-out perplexity after them."""
+    pretrain(triple(bert, steps=6, evaluations=1), corpus_dir=corpus, output_dir=tmp_path / "student")
+    golden = {
+        "ce_loss": [0.00647, 0.00436, 0.01049, 0.00857, 0.00806, 0.01079],
+        "mlm_loss": [3.2522, 3.7366, 3.6628, 3.391, 3.673, 3.8554],
+        "cosine_loss": [0.00471, 0.00462, 0.00508, 0.00543, 0.00525, 0.00568],
+        "eval_perplexity": [35.9],
+    }
+    for name, values in golden.items():
+        assert losses(tmp_path / "student", name) == pytest.approx(values, rel=2e-2), name
+
+
 def test_an_albert_is_factorised_from_the_teacher_and_distilled(bert: Path, corpus: Path, tmp_path: Path):
     settings = triple(bert, model="teacher://albert?embedding_size=16&layers=3", steps=40, learning_rate=3e-3)
     manifest = pretrain(settings, corpus_dir=corpus, output_dir=tmp_path / "student")
