@@ -140,7 +140,7 @@ def _student_settings(study: Study) -> dict[str, Any]:
 
 
 def _albert_settings(study: Study) -> dict[str, Any]:
-    return {"epochs": study.settings["albert_epochs"] * _epoch_scale(study), "learning_rate": 2e-4, **ALBERT}
+    return {"epochs": study.settings["albert_epochs"] * _epoch_scale(study), "learning_rate": 1e-4, **ALBERT}
 
 
 def _teacher_settings(study: Study) -> dict[str, Any]:
