@@ -62,10 +62,12 @@ def _bert(layers: int, width: int, positions: int) -> dict[str, int]:
     }
 
 
-def _common(length: int, batch: int, rate: float, *, tokenizer: str, documents: int = 0, rows: int) -> dict[str, Any]:
-    """What the three parts that pretrain have in common."""
+def _common(
+    length: int, batch: int, rate: float, *, tokenizer: str, documents: int = 0, rows: int, **pretraining: Any
+) -> dict[str, Any]:
+    """What the three parts that pretrain have in common; `pretraining` are more settings of it."""
     return {
-        "pretraining": {"sequence_length": length, "batch_size": batch, "learning_rate": rate},
+        "pretraining": {"sequence_length": length, "batch_size": batch, "learning_rate": rate, **pretraining},
         "tokenizer": tokenizer,
         "documents": documents,
         "validation_fraction": 0.06,
@@ -91,12 +93,11 @@ LAPTOP: dict[str, dict[str, Any]] = {
     "parameters": {},
     "speed": {"shapes": [[1, 128], [8, 128], [1, 32]], "rounds": 7},
     "sentences": {
-        **_common(256, 16, 1e-4, tokenizer=MINILM, rows=0),
+        # What SOP learns in so few steps drowns in the masked words' gradients, and in the masks themselves.
+        **_common(256, 16, 1e-4, tokenizer=MINILM, rows=0, mask_probability=0.02, sentence_weight=50.0),
         "model": MINILM,
         "validation_fraction": 0.15,
         "test_rows": 4000,
-        # What SOP learns in so few steps drowns in the masked words' gradients, and in the masks themselves.
-        "task": {"mask_probability": 0.02, "sentence_weight": 50.0},
         "steps": 20000,
         "seeds": [1],
     },
@@ -143,7 +144,7 @@ _BASE = {**_common(512, 128, 3e-4, tokenizer=_wordpiece(30000), rows=67349), "mo
          "learning_rate": 5e-5, "epochs": 3.0, "seeds": [1, 2, 3]}  # fmt: skip
 GPU: dict[str, dict[str, Any]] = {
     **LAPTOP,
-    "sentences": {**_BASE, "task": {}, "steps": 60000},
+    "sentences": {**_BASE, "steps": 60000},
     "ablation": {**_BASE, "student": _student(6, 768, 512), "teacher_steps": 60000, "steps": 20000},
     "sharing": {**_BASE, "objective": "mlm+sop", "steps": 60000},
     "sst2": {**LAPTOP["sst2"], "rows": 67349, "wiki_steps": 50000, "wiki_batch_size": 128, "sequence_length": 128,
@@ -154,7 +155,7 @@ _TINY = {**_common(64, 8, 1e-3, tokenizer=_wordpiece(400), documents=400, rows=6
 QUICK: dict[str, dict[str, Any]] = {
     "parameters": {},
     "speed": {"shapes": [[1, 16]], "rounds": 2},
-    "sentences": {**_TINY, "task": {}, "steps": 6, "seeds": [1]},
+    "sentences": {**_TINY, "steps": 6, "seeds": [1]},
     "ablation": {**_TINY, "student": _student(1, 64, 64), "teacher_steps": 4, "steps": 3, "seeds": [1, 2]},
     "sharing": {**_TINY, "objective": "mlm+sop", "steps": 4, "seeds": [1]},
     "sst2": {**LAPTOP["sst2"], "rows": 64, "evaluation_rows": 32, "documents": 400, "seeds": [1], "teacher_epochs": 1.0,

@@ -29,7 +29,7 @@ def sentences(study: Study) -> None:
     plan = study.settings
     texts = corpus(study, plan["tokenizer"])
     tasks = {"nsp": "mlm+nsp", "sop": "mlm+sop"}
-    given = {"model": _model(plan["model"]), **plan["pretraining"], **plan["task"]}
+    given = {"model": _model(plan["model"]), **plan["pretraining"]}
     each = seconds_per_step(study, "sentences", texts, **given, objective="mlm+sop")
     runs = len(tasks) * len(plan["seeds"])
     steps = study.fit("steps of each model", plan["steps"], each, study.minutes * 0.95 / runs, least=2)

@@ -29,10 +29,9 @@ ROLES = {
 }
 
 
-def dataset(study: Study, *, rows: int = 0, evaluation_rows: int = 0, seed: int = 42) -> Path:
-    """SST-2 as a dataset artifact; without `rows`, as many as the study's settings say."""
-    key = {"rows": rows or study.settings["rows"], "evaluation": evaluation_rows or study.settings["evaluation_rows"],
-           "seed": seed}  # fmt: skip
+def dataset(study: Study) -> Path:
+    """SST-2 as a dataset artifact, of as many rows as the study's settings say."""
+    key = {"rows": study.settings["rows"], "evaluation": study.settings["evaluation_rows"], "seed": 42}
 
     def make(content: Path) -> None:
         schema = get_task("classification").schema(text_column="sentence", label_column="label")
@@ -40,7 +39,7 @@ def dataset(study: Study, *, rows: int = 0, evaluation_rows: int = 0, seed: int 
             task="classification", schema=schema, data=str(DATA / "sst2/train.tsv"),
             validation_data=str(DATA / "sst2/dev.tsv"), test_data=str(DATA / "sst2/test.tsv"),
             max_train_rows=key["rows"], max_validation_rows=key["evaluation"], max_test_rows=key["evaluation"],
-            seed=seed,
+            seed=key["seed"],
         )  # fmt: skip
         prepare_dataset(config, content, fingerprint="")
 
@@ -111,7 +110,7 @@ def distilled(
     study: Study, teacher: Path, student: Path | str, *, prune: dict[str, float] | None = None, **settings: Any
 ) -> Path:
     """A student distilled from the teacher on the data of the study, and pruned where `prune` says how much."""
-    data = settings.pop("data", None) or dataset(study)
+    data = dataset(study)
     given = {**_student_settings(study), **settings}
 
     def make(content: Path) -> None:

@@ -257,7 +257,7 @@ def _factorise_embeddings(
     token_counts: torch.Tensor | None,
     seed: int,
 ) -> Factorisation:
-    """Set the student's embeddings and mapping."""
+    """Set the student's embeddings and mapping; return what they were projected by."""
     old, new = teacher.base_model.embeddings, student.albert.embeddings
     first = first_position(teacher.config)
     weights = torch.ones(old.word_embeddings.num_embeddings)

@@ -101,9 +101,8 @@ def made_problems(reference: Reference, role: str) -> list[Problem]:
         value = reference.fields.get(name, 1)
         if not (isinstance(value, int) and value >= 1):
             found.append(Problem(role, f"{name}={value} will not do.", "Give a whole number from 1."))
-    sharing = {name: value for name, value in reference.fields.items() if name == "layer_sharing"}
     try:
-        sharing_fields(sharing, role)
+        sharing_fields(reference.fields, role)
     except InputError as error:
         found += error.problems
     return found
@@ -224,7 +223,6 @@ def load_model(reference: Reference, parameter: str, auto_class: str, head: Mapp
             reference.location,
             revision=reference.revision,
             config=config,
-            dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
