@@ -35,8 +35,7 @@ test-fast: $(INSTALLED) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(INSTALLED) ## Run the tests that train, serve or build
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/e2e
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## Check style, types, generated docs and compiled pipelines
 	$(BIN)/python -m ruff check

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Home, Run
+from local_runs import Home, Run
 from tiny_dataset import write_dataset
 
 from stillhouse.artifacts import CorpusManifest, ModelManifest

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CACHED_STEPS, UNCACHED_STEPS, Home, Run, write_reviews
 from family_checkpoints import POSITIONS, write_checkpoint
+from local_runs import CACHED_STEPS, UNCACHED_STEPS, Home, Run, write_reviews
 
 from stillhouse.data.demo import reviews
 from stillhouse.registry import MlflowRegistry

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from conftest import Home, Run
+from local_runs import Home, Run
 
 from stillhouse.client import predict_texts
 from stillhouse.registry import MlflowRegistry

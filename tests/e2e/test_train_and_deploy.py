@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from conftest import CACHED_STEPS, UNCACHED_STEPS, Home, Run, write_reviews
+from local_runs import CACHED_STEPS, UNCACHED_STEPS, Home, Run, write_reviews
 
 from stillhouse.serving.triton import free_ports
 

@@ -21,10 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
 
 from tiny_artifacts import SERVED, evaluate_tiny, write_all, write_model
 
-SOURCE = Path(__file__).resolve().parents[3] / "src"
 INITIALISE = """
 import sys
-sys.path.insert(0, sys.argv[2])
 from stillhouse.registry import MlflowRegistry
 MlflowRegistry(sys.argv[1]).initialise()
 """
@@ -64,7 +62,7 @@ def made_at_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[t
     database = tmp_path_factory.mktemp("database") / "not" / "there" / "mlflow.db"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", INITIALISE, f"sqlite:///{database}", str(SOURCE)],
+            [sys.executable, "-c", INITIALISE, f"sqlite:///{database}"],
             cwd=tmp_path_factory.mktemp("elsewhere"),
             stderr=subprocess.PIPE,
             text=True,

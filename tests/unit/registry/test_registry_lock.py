@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SOURCE
 
 from stillhouse.errors import RegistryError
 from stillhouse.progress import Step
@@ -20,10 +19,9 @@ STEP = Step("deploy")
 # Adds a line to a file on entering and another on leaving; a second process in between would show in their order.
 WORKER = """
 import sys, time
-sys.path.insert(0, sys.argv[3])
 from stillhouse.progress import Step
 from stillhouse.registry import MlflowRegistry
-name = sys.argv[4]
+name = sys.argv[3]
 with MlflowRegistry(sys.argv[1]).deploy_lock("reviews", holder=name, wait_s=300, step=Step("deploy")) as lock:
     with open(sys.argv[2], "a") as file:
         print(name, "in", file=file, flush=True)
@@ -48,7 +46,7 @@ def one_after_another(lines: list[str], count: int) -> None:
 @pytest.mark.slow
 def test_processes_hold_it_one_after_another(registry: MlflowRegistry, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    command = [sys.executable, "-c", WORKER, registry.uri, str(log), str(SOURCE)]
+    command = [sys.executable, "-c", WORKER, registry.uri, str(log)]
     processes = [
         subprocess.Popen([*command, f"run-{n}"], stderr=subprocess.PIPE, text=True, cwd=tmp_path) for n in range(4)
     ]
