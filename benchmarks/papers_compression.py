@@ -65,7 +65,7 @@ def _int8_speed(study: Study) -> None:
             quantise_int8(content / "fp32.onnx", content / "int8.onnx")
             quantise_int8_static(content / "fp32.onnx", content / "int8-static.onnx", batches)
 
-        folder = study.artifact(f"onnx-{name}", {"name": name, "length": length, "revision": 2}, build) / "content"
+        folder = study.artifact(f"onnx-{name}", {"name": name, "length": length, "revision": 3}, build) / "content"
         paths = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "int8", "int8-static")}
         times = _timed_sessions(study, paths, length)
         speedup, static = ratio(times, "fp32", "int8"), ratio(times, "fp32", "int8-static")
@@ -102,7 +102,7 @@ def _int8_accuracy(study: Study) -> None:
             config = PackageConfig(served_name="sst2", precisions=",".join(precisions))
             package_model(config, model_dir=model, dataset_dir=data, output_dir=content)
 
-        key = {"model": ModelManifest.digest(model), "precisions": precisions, "revision": 1}
+        key = {"model": ModelManifest.digest(model), "precisions": precisions, "revision": 2}
         folder = study.artifact(f"packages-{role}", key, package) / "content"
         accuracies = {}
         for precision in PackagesManifest.load(folder).precisions:
@@ -142,7 +142,7 @@ def _pruned(study: Study) -> None:
             model = checkpoints.load_model(reference, "model", task.auto_class, head)
             export_onnx(model.eval(), task, content / "fp32.onnx")
 
-        key = {"model": ModelManifest.digest(model_dir), "revision": 1}
+        key = {"model": ModelManifest.digest(model_dir), "revision": 2}
         paths[name] = study.artifact(f"onnx-{name}", key, build) / "content" / "fp32.onnx"
         accuracy[name] = accuracy_on_test(model_dir, data)
         sizes[name] = ModelManifest.load(model_dir).parameters

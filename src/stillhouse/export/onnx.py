@@ -27,6 +27,7 @@ __all__ = [
     "convert_fp16",
     "export_onnx",
     "fold_transposed_weights",
+    "forget_shapes",
     "quantise_int8",
     "quiet_quantiser",
 ]
@@ -84,6 +85,7 @@ def export_onnx(model: PreTrainedModel, task: Task, path: Path) -> None:
     assert program is not None
     proto = program.model_proto
     fold_transposed_weights(proto)
+    _halve_last(proto.graph)
     _strip(proto)
     onnx.save(proto, str(path))
 
@@ -146,6 +148,32 @@ def fold_transposed_weights(proto: ModelProto) -> int:
     return len(removed)
 
 
+def _halve_last(graph: GraphProto) -> None:
+    """Write each GELU as `(x · (1 + erf(x / √2))) · ½`, where the exporter writes `x · (½ · (1 + erf(x / √2)))`.
+
+    ONNX Runtime makes one operator of the first order, and leaves the second as five. Halving is exact, so both give
+    the same numbers.
+    """
+    from onnx.numpy_helper import to_array
+
+    halves = {tensor.name for tensor in graph.initializer if not tensor.dims and to_array(tensor) == 0.5}
+    made_by = {name: node for node in graph.node for name in node.output}
+
+    def of(name: str, *kinds: str) -> Any:
+        """The node that makes the value, if it is of the first kind, and one of its inputs of the next, and so on."""
+        node = made_by.get(name)
+        if node is None or node.op_type != kinds[0]:
+            return None
+        return node if len(kinds) == 1 or any(of(before, *kinds[1:]) for before in node.input) else None
+
+    for outer in graph.node:
+        for index in (0, 1) if outer.op_type == "Mul" else ():
+            inner = of(outer.input[index], "Mul", "Add", "Erf")
+            half = next((place for place in (0, 1) if inner is not None and inner.input[place] in halves), None)
+            if half is not None:
+                outer.input[1 - index], inner.input[half] = inner.input[half], outer.input[1 - index]
+
+
 def _equal_initializers(graph: GraphProto) -> dict[str, str]:
     """Map each initializer that repeats an earlier one to that one.
 
@@ -190,6 +218,20 @@ def quantise_int8(source: Path, target: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             extra_options={"MatMulConstBOnly": True},
         )
+    forget_shapes(target)
+
+
+def forget_shapes(path: Path) -> None:
+    """Drop the shapes of intermediate values from the ONNX model at `path`, which the quantiser has noted there.
+
+    By them ONNX Runtime sees that it may fuse each residual sum with the LayerNorm behind it. On CPUs the fused
+    operator sums number by number, and takes several times as long as the two: in INT8, a tenth of the model's time.
+    """
+    import onnx
+
+    proto = onnx.load(str(path))
+    del proto.graph.value_info[:]
+    onnx.save(proto, str(path))
 
 
 def convert_fp16(source: Path, target: Path) -> None:

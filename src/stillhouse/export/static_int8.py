@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.export.onnx import quiet_quantiser
+from stillhouse.export.onnx import forget_shapes, quiet_quantiser
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -85,6 +85,7 @@ def quantise_int8_static(source: Path, target: Path, batches: Iterable[Mapping[s
             weight_type=QuantType.QInt8,
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
+    forget_shapes(target)
 
 
 def _products_of_activations(graph: GraphProto) -> list[str]:
