@@ -123,6 +123,12 @@ def tie_layers(model: PreTrainedModel, sharing: str) -> None:
         module.all_tied_weights_keys = module.get_expanded_tied_weights_keys(all_submodels=True)
 
 
+_EARLY = 128
+"""Positions that a factorisation looks at."""
+_DRAWS = 16
+"""Positions at which it sees each word: with one, the fit is to where a few frequent words happen to be drawn."""
+
+
 @dataclass(frozen=True)
 class Factorisation:
     """Truncated singular value decomposition of an embedding matrix [v, h]."""
@@ -172,12 +178,13 @@ def albert_from_bert(
     `layers` is how many layers a text passes; 0 takes the teacher's depth. Fewer are faster, and easier to recover: one
     block cannot follow each of many different ones.
 
-    The word, position and type embeddings [·, h] are projected to `embedding_size` = e by the truncated SVD of the word
-    embeddings. With `token_counts` [v], how often each token stands in the training texts, a word counts in it as often
-    as it is used (plus once): most of a general vocabulary never occurs in one domain, and the few directions are
-    better spent on what does. ALBERT normalises in the small space, before the mapping to h, where BERT normalises
-    after it; so the mapping [h, e] is fitted by least squares to give BERT's own normalised embeddings back, over the
-    vocabulary, weighted alike, at random positions.
+    The word, position and type embeddings [·, h] are projected to `embedding_size` = e by the truncated SVD of their
+    sums, each word at each position: the first layer reads the sums, and positions have directions of their own, which
+    words alone do not show. With `token_counts` [v], how often each token stands in the training texts, a word counts
+    in it as often as it is used (plus once): most of a general vocabulary never occurs in one domain, and the few
+    directions are better spent on what does. ALBERT normalises in the small space, before the mapping to h, where BERT
+    normalises after it; so the mapping [h, e] is fitted by least squares to give BERT's own normalised embeddings back,
+    over the vocabulary, weighted alike, each word at several random positions.
 
     What the layers share (`layer_sharing`: all, attention, ffn or none) starts as that of the teacher's last layer:
     applied again and again it still does some of its work, which a mean over the layers does not, for heads and neurons
@@ -259,30 +266,35 @@ def _factorise_embeddings(
 ) -> Factorisation:
     """Set the student's embeddings and mapping; return what they were projected by."""
     old, new = teacher.base_model.embeddings, student.albert.embeddings
-    first = first_position(teacher.config)
-    weights = torch.ones(old.word_embeddings.num_embeddings)
+    words, kind = old.word_embeddings.weight, old.token_type_embeddings.weight[0]
+    places = old.position_embeddings.weight[first_position(teacher.config) :]
+    weights = torch.ones(len(words))
     if token_counts is not None:
         weights = weights + token_counts
-    factors = factorise(old.word_embeddings.weight, size, weights)
-    new.word_embeddings.weight.copy_(old.word_embeddings.weight @ factors.basis)
-    new.position_embeddings.weight.copy_(old.position_embeddings.weight[first:] @ factors.basis)
+    # Real texts are short, so later positions would only blur the fit.
+    early = places[:_EARLY]
+    middle = early.mean(dim=0)
+    # The squares of all sums of a word and a position are those of the words at the mean position, and of the positions
+    # around it, counted once for each word.
+    each = (weights.sum() / len(early)).expand(len(early))
+    factors = factorise(torch.cat([words + middle + kind, early - middle]), size, torch.cat([weights, each]))
+    new.word_embeddings.weight.copy_(words @ factors.basis)
+    new.position_embeddings.weight.copy_(places @ factors.basis)
     new.token_type_embeddings.weight.copy_(old.token_type_embeddings.weight @ factors.basis)
 
-    words = torch.arange(old.word_embeddings.num_embeddings)
     generator = torch.Generator().manual_seed(seed)
-    # Real texts are short, so positions beyond 128 would only blur the fit.
-    positions = torch.randint(min(128, new.position_embeddings.num_embeddings), words.shape, generator=generator)
-    target = old.LayerNorm(
-        old.word_embeddings(words) + old.position_embeddings(first + positions) + old.token_type_embeddings.weight[0]
-    )
-    reduced = new.LayerNorm(
-        new.word_embeddings(words) + new.position_embeddings(positions) + new.token_type_embeddings.weight[0]
-    )
-    inputs = torch.cat([reduced, torch.ones(len(words), 1)], dim=1)
-    weighted = inputs * weights[:, None]
+    gram, moments = torch.zeros(size + 1, size + 1), torch.zeros(size + 1, words.shape[1])
+    for _ in range(_DRAWS):
+        drawn = torch.randint(len(early), (len(words),), generator=generator)
+        target = old.LayerNorm(words + places[drawn] + kind)
+        small = new.word_embeddings.weight + new.position_embeddings.weight[drawn] + new.token_type_embeddings.weight[0]
+        inputs = torch.cat([new.LayerNorm(small), torch.ones(len(words), 1)], dim=1)
+        weighted = inputs * weights[:, None]
+        gram += weighted.T @ inputs
+        moments += weighted.T @ target
     # A little ridge keeps the fit well conditioned where e is close to h.
-    gram = weighted.T @ inputs + 1e-3 * torch.eye(inputs.shape[1])
-    solution = torch.linalg.solve(gram.double(), (weighted.T @ target).double()).float()
+    gram += 1e-3 * _DRAWS * torch.eye(size + 1)
+    solution = torch.linalg.solve(gram.double(), moments.double()).float()
     mapping = student.albert.encoder.embedding_hidden_mapping_in
     mapping.weight.copy_(solution[:-1].T)
     mapping.bias.copy_(solution[-1])

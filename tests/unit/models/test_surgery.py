@@ -1,5 +1,8 @@
 """Students made from a teacher: what is copied computes what it computed before."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from transformers import AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
@@ -108,20 +111,39 @@ def test_factorise_keeps_more_of_what_weighs_more():
     assert kept(factorise(matrix, 4, weights)) > 0.99 > kept(factorise(matrix, 4))
 
 
+def embedding_error(teacher: BertForSequenceClassification, size: int, **given: Any) -> float:
+    """Mean squared difference of the factorised embeddings, by the variance of the teacher's."""
+    student, _ = albert_from_bert(teacher, embedding_size=size, **given)
+    inputs = batch()
+    with torch.no_grad():
+        wanted = teacher.bert.embeddings(inputs["input_ids"])
+        embedded = student.albert.embeddings(inputs["input_ids"])
+        found = student.albert.encoder.embedding_hidden_mapping_in(embedded)
+    return float(((found - wanted) ** 2).mean() / wanted.var())
+
+
 def test_an_albert_of_full_embedding_size_starts_close_to_the_teachers_embeddings(
     teacher: BertForSequenceClassification,
 ):
-    def error(size: int) -> float:
-        student, _ = albert_from_bert(teacher, embedding_size=size)
-        inputs = batch()
-        with torch.no_grad():
-            wanted = teacher.bert.embeddings(inputs["input_ids"])
-            embedded = student.albert.embeddings(inputs["input_ids"])
-            found = student.albert.encoder.embedding_hidden_mapping_in(embedded)
-        return float(((found - wanted) ** 2).mean() / wanted.var())
+    assert embedding_error(teacher, 32) < 0.02
+    assert embedding_error(teacher, 32) < embedding_error(teacher, 16) < embedding_error(teacher, 4) < 1.0
 
-    assert error(32) < 0.02
-    assert error(32) < error(16) < error(4) < 1.0
+
+def test_an_albert_keeps_the_directions_of_positions_too(teacher: BertForSequenceClassification):
+    teacher = copy.deepcopy(teacher)
+    old = teacher.bert.embeddings
+    with torch.no_grad():
+        # Positions in three directions, and words in the others.
+        old.word_embeddings.weight[:, 29:] = 0
+        old.position_embeddings.weight[:, :29] = 0
+        old.position_embeddings.weight[:, 29:] *= 5
+    assert embedding_error(teacher, 20) < 0.15  # 0.45 by the directions of the words alone
+
+
+def test_the_mapping_suits_frequent_words_at_all_positions(teacher: BertForSequenceClassification):
+    counts = torch.zeros(teacher.config.vocab_size)
+    counts[batch()["input_ids"].unique()] = 1000.0
+    assert embedding_error(teacher, 24, token_counts=counts) < 0.15  # 0.34 where each is looked at in one position
 
 
 def test_an_albert_shares_one_block_and_keeps_pooler_and_classifier(teacher: BertForSequenceClassification):

@@ -329,7 +329,9 @@ def test_an_albert_is_factorised_from_the_teacher_and_distilled(bert: Path, corp
     facts = manifest.hyperparameters
     assert (manifest.family, facts["layers"], facts["layer_sharing"]) == ("albert", [1, 2, 2], "all")
     assert 0.5 < facts["embedding_energy"] < 1
-    assert losses(tmp_path / "student", "cosine_loss")[-1] < 0.9 * losses(tmp_path / "student", "cosine_loss")[0]
+    # It begins close to the teacher's hidden states, and leaves them for what the teacher says.
+    assert losses(tmp_path / "student", "cosine_loss")[0] < 0.1
+    assert losses(tmp_path / "student", "ce_loss")[-1] < 0.5 * losses(tmp_path / "student", "ce_loss")[0]
     loaded, info = AlbertForPreTraining.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not info["missing_keys"] and len(loaded.albert.encoder.albert_layer_groups) == 1
     assert loaded.config.embedding_size == 16 and loaded.config.num_hidden_layers == 3
