@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## Train, distil, compare, register and serve on built-in dat
 
 test: test-fast test-slow ## Run all tests
 
-# Two tests at a time, each with as many threads as there are cores, would wait for one another.
+# Tests at the same time, each with as many threads as there are cores, would wait for one another.
 test-fast test-slow: export OMP_NUM_THREADS = 1
 
 test-fast: $(INSTALLED) ## Run the tests that take seconds

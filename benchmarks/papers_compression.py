@@ -14,6 +14,9 @@ from stillhouse.artifacts import ModelManifest, PackagesManifest
 from stillhouse.comparison.subjects import parse_subject
 from stillhouse.evaluation.machine import available_cores
 
+REVISION = 3
+"""Of what `stillhouse.export` writes: the cache goes by settings, not by code."""
+
 
 def compression(study: Study) -> None:
     """7. INT8 and pruning: how much faster, and what it costs in accuracy."""
@@ -65,7 +68,8 @@ def _int8_speed(study: Study) -> None:
             quantise_int8(content / "fp32.onnx", content / "int8.onnx")
             quantise_int8_static(content / "fp32.onnx", content / "int8-static.onnx", batches)
 
-        folder = study.artifact(f"onnx-{name}", {"name": name, "length": length, "revision": 3}, build) / "content"
+        key = {"name": name, "length": length, "revision": REVISION}
+        folder = study.artifact(f"onnx-{name}", key, build) / "content"
         paths = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "int8", "int8-static")}
         times = _timed_sessions(study, paths, length)
         speedup, static = ratio(times, "fp32", "int8"), ratio(times, "fp32", "int8-static")
@@ -102,7 +106,7 @@ def _int8_accuracy(study: Study) -> None:
             config = PackageConfig(served_name="sst2", precisions=",".join(precisions))
             package_model(config, model_dir=model, dataset_dir=data, output_dir=content)
 
-        key = {"model": ModelManifest.digest(model), "precisions": precisions, "revision": 2}
+        key = {"model": ModelManifest.digest(model), "precisions": precisions, "revision": REVISION}
         folder = study.artifact(f"packages-{role}", key, package) / "content"
         accuracies = {}
         for precision in PackagesManifest.load(folder).precisions:
@@ -142,7 +146,7 @@ def _pruned(study: Study) -> None:
             model = checkpoints.load_model(reference, "model", task.auto_class, head)
             export_onnx(model.eval(), task, content / "fp32.onnx")
 
-        key = {"model": ModelManifest.digest(model_dir), "revision": 2}
+        key = {"model": ModelManifest.digest(model_dir), "revision": REVISION}
         paths[name] = study.artifact(f"onnx-{name}", key, build) / "content" / "fp32.onnx"
         accuracy[name] = accuracy_on_test(model_dir, data)
         sizes[name] = ModelManifest.load(model_dir).parameters

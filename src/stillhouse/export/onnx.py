@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,21 +158,26 @@ def _halve_last(graph: GraphProto) -> None:
     from onnx.numpy_helper import to_array
 
     halves = {tensor.name for tensor in graph.initializer if not tensor.dims and to_array(tensor) == 0.5}
-    made_by = {name: node for node in graph.node for name in node.output}
-
-    def of(name: str, *kinds: str) -> Any:
-        """The node that makes the value, if it is of the first kind, and one of its inputs of the next, and so on."""
-        node = made_by.get(name)
-        if node is None or node.op_type != kinds[0]:
-            return None
-        return node if len(kinds) == 1 or any(of(before, *kinds[1:]) for before in node.input) else None
-
-    for outer in graph.node:
-        for index in (0, 1) if outer.op_type == "Mul" else ():
-            inner = of(outer.input[index], "Mul", "Add", "Erf")
-            half = next((place for place in (0, 1) if inner is not None and inner.input[place] in halves), None)
+    users = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            users[name].append(node)
+    for erf in graph.node:
+        if erf.op_type != "Erf":
+            continue
+        path = [erf]
+        for kind in ("Add", "Mul", "Mul"):
+            following = users[path[-1].output[0]]
+            # What another node reads too must stay what it is.
+            if len(following) != 1 or following[0].op_type != kind:
+                break
+            path.append(following[0])
+        else:
+            inner, outer = path[2:]
+            half = next((index for index, name in enumerate(inner.input) if name in halves), None)
             if half is not None:
-                outer.input[1 - index], inner.input[half] = inner.input[half], outer.input[1 - index]
+                factor = 1 - list(outer.input).index(inner.output[0])
+                outer.input[factor], inner.input[half] = inner.input[half], outer.input[factor]
 
 
 def _equal_initializers(graph: GraphProto) -> dict[str, str]:
