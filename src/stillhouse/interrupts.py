@@ -1,4 +1,4 @@
-"""Being told to end, as an exception: whoever has begun something can end it, or take it back."""
+"""Being told to end: as an exception, so that whoever has begun something can end it, or take it back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["terminable"]
+__all__ = ["handlers_kept", "terminable"]
 
 
 @contextmanager
@@ -25,3 +25,19 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back what this process does about signals, whatever a library sets meanwhile and leaves so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None is a handler that Python did not set, and cannot.
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)

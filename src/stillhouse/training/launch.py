@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.artifacts import ModelManifest, digest_json
 from stillhouse.errors import InputError, TrainingError
-from stillhouse.interrupts import terminable
+from stillhouse.interrupts import handlers_kept, terminable
 from stillhouse.progress import Step
 from stillhouse.training.config import DistillConfig, FinetuneConfig
 from stillhouse.training.manifest import RUN_LABEL, train_job
@@ -118,7 +118,8 @@ def _train_here(work: Work, *, inputs: dict[str, Path], output_dir: Path) -> Mod
             (Path(folder) / role).symlink_to(path.absolute(), target_is_directory=True)
         place.write("work.json", work.to_json())
         try:
-            node.run(folder)
+            with handlers_kept():  # torchrun leaves its own: Ctrl-C would no longer be a KeyboardInterrupt
+                node.run(folder)
         except (ChildFailedError, SystemExit) as error:
             if isinstance(error, SystemExit) and not place.read("failure.json"):
                 raise

@@ -206,12 +206,13 @@ def no_collection() -> Iterator[None]:
 @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="only there are signals handled")
 def test_a_step_that_is_terminated_deletes_its_job(launch: Any, kubernetes: Any, bucket: str):
     kubernetes.trainer = lambda job: os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         launch()
     assert caught.value.code == 143
     assert kubernetes.jobs == {}
     assert not left(bucket)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_model_that_is_not_whole_is_refused(launch: Any, kubernetes: Any, tmp_path: Path, bucket: str):

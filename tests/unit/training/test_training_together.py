@@ -195,6 +195,7 @@ def test_a_train_job_of_two_machines_distils_what_one_does(
         inputs={"dataset": DatasetManifest.digest(dataset), "teacher": ModelManifest.digest(teacher)},
     )  # fmt: skip
     inputs = {"dataset": dataset, "teacher": teacher}
+    before = signal.getsignal(signal.SIGTERM)
     scale = ScaleConfig(num_nodes=2, checkpoint_dir=place)
     try:
         manifest = launch.train_under_trainer(
@@ -214,7 +215,7 @@ def test_a_train_job_of_two_machines_distils_what_one_does(
     assert not list(tmp_path.glob("machines/machine-*/stillhouse-*"))
     # What the secrets hold is in no manifest.
     assert secrets["stillhouse-object-store"]["AWS_ENDPOINT_URL"] not in json.dumps(kubernetes.created)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
@@ -228,6 +229,8 @@ def test_what_the_processes_find_wrong_is_the_steps_own_error(
     work = Work(
         config=config, step="finetune", nodes=1, processes=2, inputs={"dataset": DatasetManifest.digest(dataset)}
     )
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(InputError, match="max_length"):
         launch._train_here(work, inputs={"dataset": dataset}, output_dir=tmp_path / "model")
     assert not (tmp_path / "model").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
