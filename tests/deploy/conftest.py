@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,10 @@ from stillhouse.registry import MlflowRegistry
 
 
 @pytest.fixture(scope="session")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered(new_mlflow: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry on SQLite with three versions of the model `reviews`, whose packages lie beside it."""
     folder = tmp_path_factory.mktemp("registered")
-    registry = MlflowRegistry(f"sqlite:///{folder}/mlflow.db")
-    registry.initialise()
-    client = registry.client()
+    client = MlflowRegistry(new_mlflow(folder)).client()
     client.create_registered_model("reviews")
     for version in ("1", "2", "3"):
         package = build_package(folder / version / "artifacts" / "package", seed=int(version))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,12 @@ def candidate(name: str, quality: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def registry(new_mlflow: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An MLflow registry; the function that it yields records a run of the pipeline there, as `register` does."""
-    from stillhouse.registry import MlflowRegistry
     from stillhouse.registry.tracking import load_mlflow
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = new_mlflow(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    MlflowRegistry(uri).initialise()
     client = load_mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def record(run_id: str) -> None:

@@ -62,9 +62,8 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def registry(home, packages):
-    registry = Registry(f"sqlite:///{home}/mlflow.db", packages)
-    registry.initialise()
+def registry(home, packages, new_mlflow):
+    registry = Registry(new_mlflow(home), packages)
     client = registry.client()
     client.create_registered_model("reviews")
     for version in packages:

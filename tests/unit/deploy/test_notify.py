@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,11 @@ def test_it_says_how_the_run_ended_without_secrets(hook: Hook, monkeypatch: pyte
 
 
 def test_a_run_that_never_ends_for_kubeflow_is_judged_by_what_it_left(
-    hook: Hook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hook: Hook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_mlflow: Callable[[Path], str]
 ):
     monkeypatch.setenv(WEBHOOK_VARIABLE, hook.url)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = new_mlflow(tmp_path)
     registry = MlflowRegistry(uri)
-    registry.initialise()
     cases = {("RUNNING", "deployed"): "m succeeded", ("RUNNING", "failed"): "m failed", ("FAILED", "kept"): "m failed",
              ("RUNNING", ""): "m ended."}  # fmt: skip
     for index, (state, outcome) in enumerate(cases):
@@ -89,10 +88,11 @@ def test_a_webhook_that_fails_is_only_logged_and_not_by_its_url(
     assert "hunter2" not in caplog.text
 
 
-def test_it_says_what_came_of_the_run(hook: Hook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def test_it_says_what_came_of_the_run(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_mlflow: Callable[[Path], str]
+):
+    uri = new_mlflow(tmp_path)
     registry = MlflowRegistry(uri)
-    registry.initialise()
     record = {"model_name": "reviews"}
     registry.record_outcome("run-1", "unchanged", "Nothing has changed.", experiment="nightly", tags=record)
     monkeypatch.setenv(WEBHOOK_VARIABLE, hook.url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,8 @@ REFUSED = PROMOTED | {"decision": "keep", "reason": "It is not more than noise."
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> MlflowRegistry:
-    registry = MlflowRegistry(f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
-    registry.initialise()
-    return registry
+def registry(new_mlflow: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> MlflowRegistry:
+    return MlflowRegistry(new_mlflow(tmp_path_factory.mktemp("registry")))
 
 
 class Model:

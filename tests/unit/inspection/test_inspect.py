@@ -1,5 +1,6 @@
 """Everything wrong with a run's parameters and source, at once."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,10 @@ def test_an_unknown_task_does_not_hide_the_rest(source: Path):
 
 
 @pytest.fixture
-def champion(source: Path) -> MlflowRegistry:
+def champion(source: Path, new_mlflow: Callable[[Path], str]) -> MlflowRegistry:
     """A registry whose model `tiny` has a champion, version 1, that was trained on the source as it is."""
     found = inspect_run(parameters(source))
-    registry = MlflowRegistry(parameters(source)["tracking_uri"])
-    registry.initialise()
+    registry = MlflowRegistry(new_mlflow(source.parent))
     client = registry.client()
     client.create_registered_model("tiny")
     tags = {"manifest_digest": "d" * 64, "dataset_fingerprint": found.fingerprint, "run_digest": found.run_digest}

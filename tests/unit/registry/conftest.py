@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,12 +19,6 @@ from stillhouse.registry import MlflowRegistry, RegisterConfig, RegisteredVersio
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
 
 from tiny_artifacts import SERVED, evaluate_tiny, write_all, write_model
-
-INITIALISE = """
-import sys
-from stillhouse.registry import MlflowRegistry
-MlflowRegistry(sys.argv[1]).initialise()
-"""
 
 
 @dataclass
@@ -57,22 +50,6 @@ class Store:
 
 
 @pytest.fixture(scope="session")
-def made_at_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
-    """A new database that three processes initialised at once, and how each ended."""
-    database = tmp_path_factory.mktemp("database") / "not" / "there" / "mlflow.db"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", INITIALISE, f"sqlite:///{database}"],
-            cwd=tmp_path_factory.mktemp("elsewhere"),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    return database, [(process.wait(), process.communicate()[1]) for process in processes]
-
-
-@pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], list[Path], Path]:
     """Packages, models and an evaluation; not to be changed."""
     root = tmp_path_factory.mktemp("artifacts")
@@ -84,14 +61,13 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path]
 
 @pytest.fixture
 def new_store(
-    made_at_once: tuple[Path, list[tuple[int, str]]],
+    new_mlflow: Callable[[Path], str],
     artifacts: tuple[dict[str, Path], list[Path], Path],
 ) -> Callable[[Path], Store]:
-    """Makes an empty registry in a folder. Creating the tables takes seconds, so the file is a copy."""
+    """Makes an empty registry in a folder."""
 
     def make(root: Path) -> Store:
-        (root / "state").mkdir(parents=True)
-        shutil.copy(made_at_once[0], root / "state" / "mlflow.db")
+        new_mlflow(root / "state")
         return Store(root, *artifacts)
 
     return make
@@ -107,29 +83,28 @@ def store(new_store: Callable[[Path], Store], tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture(scope="session")
 def registered(
-    made_at_once: tuple[Path, list[tuple[int, str]]],
+    new_mlflow: Callable[[Path], str],
     artifacts: tuple[dict[str, Path], list[Path], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Store, RegisteredVersion]:
     """A registry with one version in it; not to be changed."""
     root = tmp_path_factory.mktemp("registered")
-    (root / "state").mkdir()
-    shutil.copy(made_at_once[0], root / "state" / "mlflow.db")
+    new_mlflow(root / "state")
     store = Store(root, *artifacts)
     return store, store.register(run_name="first run")
 
 
 @pytest.fixture
-def server(made_at_once: tuple[Path, list[tuple[int, str]]], tmp_path: Path) -> Iterator[str]:
+def server(new_mlflow: Callable[[Path], str], tmp_path: Path) -> Iterator[str]:
     """A real MLflow server that also keeps the artifacts."""
-    shutil.copy(made_at_once[0], tmp_path / "server.db")
+    uri = new_mlflow(tmp_path / "server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
+        uri,
         "--artifacts-destination",
         str(tmp_path / "kept"),
     ]

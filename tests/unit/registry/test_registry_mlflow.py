@@ -34,6 +34,13 @@ print(json.dumps([listed.to_dict("list"), framed.to_dict("list")]))
 """
 
 
+INITIALISE = """
+import sys
+from stillhouse.registry import MlflowRegistry
+MlflowRegistry(sys.argv[1]).initialise()
+"""
+
+
 def client(uri: str) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -46,8 +53,12 @@ def stored(store, suffix: str) -> Path:
     return found
 
 
-def test_three_processes_may_initialise_at_once(made_at_once) -> None:
-    database, ends = made_at_once
+@pytest.mark.slow
+def test_three_processes_may_initialise_at_once(tmp_path: Path) -> None:
+    database = tmp_path / "not" / "there" / "mlflow.db"
+    command = [sys.executable, "-c", INITIALISE, f"sqlite:///{database}"]
+    processes = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ends = [(process.wait(), process.communicate()[1]) for process in processes]
     assert [code for code, _ in ends] == [0, 0, 0], ends
     assert MlflowRegistry(f"sqlite:///{database}").models() == []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,9 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def registry(made_at_once: tuple[Path, list[tuple[int, str]]], tmp_path: Path) -> MlflowRegistry:
-    """An empty registry. Creating the tables takes seconds, so the file is a copy."""
-    (tmp_path / "state").mkdir()
-    shutil.copy(made_at_once[0], tmp_path / "state" / "mlflow.db")
-    return MlflowRegistry(f"sqlite:///{tmp_path}/state/mlflow.db")
+def registry(new_mlflow: Callable[[Path], str], tmp_path: Path) -> MlflowRegistry:
+    """An empty registry."""
+    return MlflowRegistry(new_mlflow(tmp_path / "state"))
 
 
 def test_settings_and_curves_become_a_run(registry: MlflowRegistry, corpus: Path, model: Path):
