@@ -21,6 +21,8 @@ from stillhouse.artifacts import EvaluationManifest
 from stillhouse.cli.main import app
 from stillhouse.errors import InputError, StillhouseError
 
+pytestmark = pytest.mark.slow
+
 DATA = ("--set", "data=s3://bucket/reviews.csv")
 
 
@@ -72,7 +74,6 @@ def registry(new_mlflow: Callable[[Path], str], tmp_path: Path, monkeypatch: pyt
     return record
 
 
-@pytest.mark.slow
 def test_wait_ends_with_the_same_table_as_a_local_run(kubeflow: StandIn, registry: Any, home: Path):
     kubeflow.steps_per_look = 100
     create = kubeflow.run_service_create_run
@@ -123,7 +124,6 @@ def test_submitting_alone_says_how_to_watch_and_json_is_only_json(kubeflow: Stan
     assert document["kubeflow"]["parameters"] == {"data": "s3://bucket/reviews.csv"}
 
 
-@pytest.mark.slow
 def test_a_failed_step_is_shown_with_its_message(kubeflow: StandIn):
     kubeflow.steps_per_look, kubeflow.failing = 100, {"evaluate": "no candidate passed"}
     failed = invoke("submit", *DATA, "--wait", "--interval", "0.1")
@@ -133,7 +133,6 @@ def test_a_failed_step_is_shown_with_its_message(kubeflow: StandIn):
     assert "Traceback" not in failed.stderr
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_watching_and_the_run_goes_on(kubeflow: StandIn, home: Path):
     kubeflow.steps_per_look = 0  # it never ends
     command = [sys.executable, "-m", "stillhouse.cli.main", "submit", *DATA, "--wait", "--interval", "0.1"]
@@ -181,7 +180,6 @@ def test_bad_input_lists_every_problem(kubeflow: StandIn):
     assert [problem["where"] for problem in json.loads(wrong.stdout)["problems"]] == ["deploy_target", "data"]
 
 
-@pytest.mark.slow
 def test_schedules_for_people(kubeflow: StandIn):
     with pytest.raises(StillhouseError, match="cannot be reached"):
         invoke("schedule", "list", "--endpoint", "http://localhost:9")

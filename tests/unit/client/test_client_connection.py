@@ -95,6 +95,7 @@ def test_mutual_tls(serve, predict, authority, certify):
         predict(url, ["x"], tls=Tls(authority.chain), retries=0)
 
 
+@pytest.mark.slow
 def test_the_smoke_test_by_tls(serve, authority, certify):
     """`stillhouse smoke` against a server that shows who it is, and asks who calls."""
     model = ServedTexts()
@@ -112,6 +113,7 @@ def test_the_smoke_test_by_tls(serve, authority, certify):
     assert "tls.private_key" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_asking_and_measuring_by_tls(serve, authority, certify, tmp_path):
     """`stillhouse predict` and `stillhouse bench serve` against such a server."""
     url = serve(ServedTexts(), credentials=server_credentials(certify("server", by="authority"), clients=authority))

@@ -207,6 +207,7 @@ def command(wanted: FetchConfig, *, before: str = "") -> list[str]:
     return [sys.executable, "-c", code, "fetch", wanted.source, str(wanted.folder), *options]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again(package: Path, tmp_path: Path):
     with (package / MODEL).open("r+b") as file:
         file.truncate(400 << 20)  # long enough under way, and sparse

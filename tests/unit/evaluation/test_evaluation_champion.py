@@ -15,6 +15,8 @@ from stillhouse.artifacts import EvaluationManifest, PackagesManifest
 from stillhouse.evaluation.packages import load_champion
 from stillhouse.evaluation.table import table_rows
 
+pytestmark = pytest.mark.slow
+
 
 def as_champion(folder: Path, packages: Path | None, precision: str = "int8", refused: str = "") -> Path:
     """A `packages` artifact named champion, as `fetch_champion` writes it."""

@@ -14,6 +14,8 @@ from stillhouse import loadtest
 from stillhouse.cli.main import main
 from stillhouse.serving.triton import free_ports
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):

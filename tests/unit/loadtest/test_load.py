@@ -133,6 +133,7 @@ def test_a_server_that_refuses_everything_is_not_asked_in_a_spin(serve):
     assert 5 < result.errors["UNAVAILABLE"] <= 0.5 / 0.01 + 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_back_is_found_at_once(serve):
     url, model = serve(lambda number: "7")
     back = []

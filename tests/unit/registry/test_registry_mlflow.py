@@ -116,6 +116,7 @@ def test_artifacts_stay_beside_the_database_and_none_is_a_pickle(registered) -> 
     assert not [path for path in files if path.name in {"smoke.json", "predictions.parquet", "test.parquet"}]
 
 
+@pytest.mark.slow
 def test_loads_back_where_stillhouse_is_not(registered, tmp_path: Path) -> None:
     store, _ = registered
     # A bare environment but for the installed packages, less an editable stillhouse.

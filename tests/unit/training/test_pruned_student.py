@@ -19,6 +19,8 @@ from stillhouse.training import DistillConfig, FinetuneConfig, PruneSettings, la
 from stillhouse.training.pruning import cubic_sparsity, magnitude_mask
 from stillhouse.training.staging import Work
 
+pytestmark = pytest.mark.slow
+
 SCRATCH = "scratch://bert?num_hidden_layers=2&hidden_size=32&num_attention_heads=4&intermediate_size=64&vocab_size=200"
 STEPS_PER_EPOCH = 16  # 512 rows in batches of 32
 
@@ -137,7 +139,6 @@ class Interrupted(Step):
             raise Cut
 
 
-@pytest.mark.slow
 def test_a_recovery_that_was_cut_off_continues_with_its_sizes_and_zeros(
     teacher: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -180,7 +181,6 @@ def test_shares_that_will_not_do_are_all_named(teacher: Path, dataset: Path, tmp
     assert where == {"student_prune_heads", "student_prune_ffn", "student_sparsity", "prune_epochs"}
 
 
-@pytest.mark.slow
 def test_two_processes_prune_the_same_and_recover_together(
     teacher: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

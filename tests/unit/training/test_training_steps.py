@@ -15,6 +15,8 @@ from stillhouse.artifacts import DatasetManifest, ModelManifest
 from stillhouse.errors import InputError
 from stillhouse.training import DistillationSettings, DistillConfig, FinetuneConfig, steps
 
+pytestmark = pytest.mark.slow
+
 SCRATCH = "scratch://bert?num_hidden_layers=2&hidden_size=32&num_attention_heads=2&intermediate_size=64&vocab_size=200"
 
 
@@ -131,7 +133,6 @@ steps.finetune(
 """
 
 
-@pytest.mark.slow
 def test_a_killed_training_continues_from_its_last_checkpoint(dataset: Path, tmp_path: Path):
     command = [sys.executable, "-c", TRAIN, SCRATCH, str(dataset), str(tmp_path / "out"), str(tmp_path / "checkpoints")]
     log = (tmp_path / "log").open("w")

@@ -26,6 +26,8 @@ from stillhouse.models.checkpoints import (
 from stillhouse.models.students import student_problems
 from stillhouse.training import DistillationSettings, DistillConfig, FinetuneConfig, steps
 
+pytestmark = pytest.mark.slow
+
 SIZES = "num_hidden_layers=2&hidden_size=32&num_attention_heads=2&intermediate_size=64&vocab_size=200"
 CLASSIFIER = "AutoModelForSequenceClassification"
 COMMON: dict[str, Any] = dict(
@@ -206,7 +208,6 @@ def test_the_components_hand_on_what_the_student_is_to_be(teacher: Path, dataset
     assert found == {"student": ("ffn", 8, 2), "albert": ("attention", 4, 2)}
 
 
-@pytest.mark.slow
 def test_a_roberta_teacher_goes_all_the_way(dataset: Path, tmp_path: Path):
     from stillhouse.export import PackageConfig
     from stillhouse.export.package import package_model
