@@ -205,7 +205,7 @@ def main() -> int:
             study.scaled += [f"{entry} (`{study.sibling.part}`)" for entry in study.sibling.scaled]
         study.write(time.monotonic() - begin)
         for entry in study.scaled:
-            print(f"       scaled to the budget: {entry}", flush=True)
+            print(f"       scaled {entry}", flush=True)
         print(f"       {study.output / part}.md", flush=True)
         failed += sum(not claim["holds"] for claim in study.claims)
     return 1 if failed and given.scale != "quick" else 0

@@ -150,9 +150,8 @@ def _teacher_settings(study: Study) -> dict[str, Any]:
 def _epoch_scale(study: Study) -> float:
     """What the epochs of the students and of ALBERT are multiplied by, for all seeds to fit into the budget."""
     scale = min(1.0, max(0.25, study.settings["epoch_scale"] * study.minutes / 120))
-    text = f"epochs of the students and of ALBERT: times {scale:g}"
-    if scale < 1 and text not in study.scaled:
-        study.scaled.append(text)
+    if scale < 1:
+        study.scale_down(f"epochs of the students and of ALBERT: times {scale:g}")
     return float(scale)
 
 

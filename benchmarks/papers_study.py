@@ -131,8 +131,14 @@ class Study:
         """As many of `wanted` units as fit the minutes; says so where it is fewer."""
         fitting = max(least, min(wanted, int(60 * minutes / seconds_each)))
         if fitting < wanted:
-            self.scaled.append(f"{what}: {fitting:,} of {wanted:,}, to fit {minutes:.0f} minutes")
+            self.scale_down(f"{what}: {fitting:,} of {wanted:,}, to fit {minutes:.0f} minutes")
         return fitting
+
+    def scale_down(self, what: str) -> None:
+        """Say what is smaller than asked, for the budget's sake; once, however often it is used."""
+        entry = f"to the budget of {self.minutes:g} minutes: {what}"
+        if entry not in self.scaled:
+            self.scaled.append(entry)
 
     # --- what is found ---
 
@@ -207,7 +213,7 @@ class Study:
         parts += [f"- {'Holds' if c['holds'] else '**Fails**'}: {c['name']}: {c['value']:.4g} ({c['bound']})."
                   for c in self.claims]  # fmt: skip
         parts += [f"- {note}" for note in self.notes]
-        parts += [f"- Scaled to the budget of {self.minutes:g} minutes: {entry}." for entry in self.scaled]
+        parts += [f"- Scaled {entry}." for entry in self.scaled]
         gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
         parts.append(
             f"- {date.today().isoformat()}, stillhouse {__version__}, {machine['processor']}, {machine['threads']} "
