@@ -269,8 +269,9 @@ def overload(bench: Bench) -> None:
 
 
 def soak(bench: Bench) -> None:
-    """70% of the knee's throughput, as an open loop, after two minutes in which queue and arenas find their size.
+    """70% of the knee's throughput, as an open loop, once queue and arenas have found their size.
 
+    That is after half a minute of the most callers, who make the largest batches, and two minutes of the load itself.
     The knee's throughput is measured anew before each minute: what a shared machine can do changes by the minute.
     """
     with served(bench) as (config, status):
@@ -278,6 +279,7 @@ def soak(bench: Bench) -> None:
         held: list[int] = []
         rates: list[float] = []
         errors: list[Counter[str]] = []
+        bench.load(status, LEVELS[-1], bench.seconds(30))
         for _ in range(12):
             knee = bench.load(status, bench.knee(status), bench.seconds(5))
             rates.append(knee.texts_per_second)
