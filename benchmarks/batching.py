@@ -137,8 +137,10 @@ def python_model(folder: Path, inputs: str, outputs: str, source: str) -> None:
 
 
 def buckets(repository: Path) -> None:
-    """Replace the front model by an ensemble that pads to buckets."""
+    """Replace the front model by an ensemble that pads to buckets, before an encoder that batches."""
     front = repository / MODEL
+    encoder = repository / f"{MODEL}-encoder" / "config.pbtxt"
+    encoder.write_text(encoder.read_text(encoding="utf-8") + "dynamic_batching { }\n", encoding="utf-8")
     python_model(repository / f"{MODEL}-tokens", TEXT, IDS, TOKENISE)
     shutil.move(front / "1" / "tokenizer.json", repository / f"{MODEL}-tokens" / "1")
     python_model(repository / f"{MODEL}-names", PROBABILITIES % "probabilities", LABEL, NAME)

@@ -265,6 +265,9 @@ def _encoder_config(name: str, labels: int, max_length: int, options: ServingOpt
         if options.encoder_threads
         else ""
     )
+    # The front model's calls are batches already, so this is for those who call a GPU with token ids. On a CPU, whose
+    # cores are all at work on one call, the batcher would only be one more thread to wake up on the way (some 0.3 ms).
+    batching = "dynamic_batching { }\n" if gpu else ""
     # Every version that is there is served: a front model asks for its own, also while the next one is being loaded.
     return f"""name: "{name}"
 backend: "onnxruntime"
@@ -277,8 +280,7 @@ input [
 output [
   {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {labels} ] }}
 ]
-dynamic_batching {{ }}
-instance_group [ {{ count: {options.encoder_instances} kind: {"KIND_GPU" if gpu else "KIND_CPU"} }} ]
+{batching}instance_group [ {{ count: {options.encoder_instances} kind: {"KIND_GPU" if gpu else "KIND_CPU"} }} ]
 {threads}{_tensorrt(max_length, options)}model_warmup [
 {warmups}
 ]

@@ -93,7 +93,9 @@ def test_serving_options_reach_the_configuration(tmp_path):
     assert encoder.parameters["intra_op_thread_count"].string_value == "5"
     assert config_of(package / "triton/reviews/config.pbtxt").response_cache.enable
     plain = build_package(tmp_path / "plain", encoder_threads=0)
-    assert "intra_op_thread_count" not in config_of(plain / "triton/reviews-encoder/config.pbtxt").parameters
+    encoder = config_of(plain / "triton/reviews-encoder/config.pbtxt")
+    assert "intra_op_thread_count" not in encoder.parameters
+    assert not encoder.HasField("dynamic_batching")  # the front model's calls are batches already
     assert not config_of(plain / "triton/reviews/config.pbtxt").response_cache.enable
 
 
@@ -105,6 +107,7 @@ def test_gpu_puts_the_encoder_alone_on_it(tmp_path):
     assert encoder.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert [(w.batch_size, list(w.inputs["input_ids"].dims)) for w in encoder.model_warmup] == [(1, [8]), (2, [8])]
     assert not encoder.HasField("optimization")
+    assert encoder.HasField("dynamic_batching")
     front = config_of(package / "triton/reviews/config.pbtxt")
     assert front.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
 
