@@ -37,6 +37,7 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         steps: int = 1000,
         batch_size: int = 32,
         gradient_accumulation_steps: int = 1,
+        optimizer: str = "adamw",
         learning_rate: float = 1e-4,
         warmup_ratio: float = 0.06,
         weight_decay: float = 0.01,
@@ -82,9 +83,10 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             steps: Optimizer steps.
             batch_size: Sequences per optimizer step and device.
             gradient_accumulation_steps: Batches summed into one optimizer step.
+            optimizer: `adamw`, or `lamb` for batches of thousands of sequences, as ALBERT is pretrained.
             learning_rate: Peak learning rate.
             warmup_ratio: Share of the steps over which the learning rate rises.
-            weight_decay: AdamW's decoupled weight decay.
+            weight_decay: Decoupled weight decay.
             ce_weight: For triple, weight of the divergence from the teacher's softened predictions.
             mlm_weight: For triple, weight of the masked-language loss.
             cosine_weight: For triple, weight of one minus the cosine between hidden states.

@@ -27,6 +27,7 @@ def inspect_corpus(
     steps: int,
     batch_size: int,
     gradient_accumulation_steps: int,
+    optimizer: str,
     learning_rate: float,
     warmup_ratio: float,
     weight_decay: float,

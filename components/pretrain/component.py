@@ -20,6 +20,7 @@ def pretrain(
     steps: int,
     batch_size: int,
     gradient_accumulation_steps: int,
+    optimizer: str,
     learning_rate: float,
     warmup_ratio: float,
     weight_decay: float,
@@ -56,9 +57,10 @@ def pretrain(
         steps: Optimizer steps.
         batch_size: Sequences per optimizer step and device.
         gradient_accumulation_steps: Batches summed into one optimizer step.
+        optimizer: `adamw`, or `lamb` for batches of thousands of sequences, as ALBERT is pretrained.
         learning_rate: Peak learning rate.
         warmup_ratio: Share of the steps over which the learning rate rises.
-        weight_decay: AdamW's decoupled weight decay.
+        weight_decay: Decoupled weight decay.
         ce_weight: For `triple`, weight of the divergence from the teacher's softened predictions.
         mlm_weight: For `triple`, weight of the masked-language loss.
         cosine_weight: For `triple`, weight of one minus the cosine between hidden states.

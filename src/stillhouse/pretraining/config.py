@@ -99,12 +99,14 @@ class PretrainConfig:
     """Sequences of a batch, for each device."""
     gradient_accumulation_steps: int = 1
     """Batches summed into one optimizer step."""
+    optimizer: str = "adamw"
+    """`adamw`, or `lamb`, for batches of thousands of sequences; ALBERT is pretrained with it."""
     learning_rate: float = 1e-4
-    """Peak learning rate of AdamW, after linear warm-up and before linear decay to zero."""
+    """Peak learning rate, after linear warm-up and before linear decay to zero."""
     warmup_ratio: float = 0.06
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     ce_weight: float = 5.0
     """Weight of the divergence from the teacher's softened predictions, in `triple`."""
     mlm_weight: float = 2.0
@@ -140,6 +142,7 @@ class PretrainConfig:
             ("batch_size", self.batch_size, self.batch_size >= 1, whole),
             ("gradient_accumulation_steps", self.gradient_accumulation_steps, self.gradient_accumulation_steps >= 1,
              whole),
+            ("optimizer", self.optimizer, self.optimizer in ("adamw", "lamb"), "adamw or lamb"),
             ("learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "a number between 0 and 1"),
             ("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, share),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1, share),

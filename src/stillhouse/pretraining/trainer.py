@@ -19,6 +19,7 @@ from transformers import TrainingArguments, set_seed
 from stillhouse.objectives import masked_language_loss, matched_cosine_loss, sentence_pair_loss, soft_target_loss
 from stillhouse.pretraining.config import PretrainConfig
 from stillhouse.pretraining.heads import LanguageModel
+from stillhouse.pretraining.lamb import Lamb
 from stillhouse.pretraining.measure import held_out_batches, summary, totals
 from stillhouse.pretraining.shards import shard_paths
 from stillhouse.pretraining.stream import Batches, Position, Recipe, Sequences
@@ -270,6 +271,7 @@ def train(
         batches=batches,
         held_out=lambda: held_out_batches(corpus_dir, recipe, vocabulary, _HELD_OUT, **place),
         callbacks=[Watch(step, store)],
+        optimizer_cls_and_kwargs=(Lamb, {"lr": learning_rate}) if config.optimizer == "lamb" else None,
     )
     # Dropout is to differ between processes. The trainer has just seeded all of them alike.
     set_seed(config.seed + ranks.rank())

@@ -71,7 +71,8 @@ def test_the_budget_scales_down_and_says_so(tmp_path: Path) -> None:
     assert one.fit("steps", 1000, 0.1, minutes=10) == 1000
     assert one.scaled == []
     assert one.fit("steps", 1000, 6.0, minutes=10) == 100
-    assert one.scaled == ["steps: 100 of 1,000, to fit 10 minutes"]
+    assert one.fit("steps", 1000, 6.0, minutes=10) == 100
+    assert one.scaled == [f"to the budget of {one.minutes:g} minutes: steps: 100 of 1,000, to fit 10 minutes"]
 
 
 def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ def test_every_parameter_that_will_not_do_is_named(corpus: Path):
         "corpus": "/nowhere.txt", "tokenizer": "train://letters", "max_documents": -1, "validation_fraction": 2.0,
         "model": "/nowhere", "objective": "mlx", "sequence_length": 4, "mask_probability": 0.0, "steps": 0,
         "sentence_weight": 0.0, "mask_ngrams": 0, "batch_size": 0, "gradient_accumulation_steps": 0,
-        "learning_rate": 7.0, "warmup_ratio": 1.0, "weight_decay": -1.0, "evaluations": 0,
+        "optimizer": "sgd", "learning_rate": 7.0, "warmup_ratio": 1.0, "weight_decay": -1.0, "evaluations": 0,
         "precision": "fp8", "seed": -1, "checkpoint_dir": "s4://bucket", "output": "https://host/x", "model_name": " ",
         "tracking_uri": "ftp://x", "experiment": " ", "num_nodes": 0, "gpu_type": "?", "train_memory": "lots",
     }  # fmt: skip

@@ -154,10 +154,12 @@ class Seen(Step):
         self.notes.append(note)
 
 
-def test_a_killed_training_continues_as_if_nothing_had_happened(corpus: Path, tmp_path: Path):
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_a_killed_training_continues_as_if_nothing_had_happened(optimizer: str, corpus: Path, tmp_path: Path):
     # With dropout: its generator's state goes on too.
     settings: dict[str, Any] = {
         "model": SCRATCH.replace("dropout_prob=0", "dropout_prob=0.1"), "steps": 20, "evaluations": 4,
+        "optimizer": optimizer,
     }  # fmt: skip
     pretrain(config(**settings), corpus_dir=corpus, output_dir=tmp_path / "whole")
     kept = config(**settings, checkpoint_dir=str(tmp_path / "checkpoints"))
@@ -209,6 +211,17 @@ def test_order_can_be_learned(tmp_path: Path):
     assert accuracy("sop", 3) == accuracy("sop", 3) > 0.8
     # Sentences of other documents are in order too, or are not: that is another question.
     assert accuracy("nsp", 3) < 0.8
+
+
+def test_lamb_moves_each_matrix_by_its_own_length(corpus: Path, tmp_path: Path):
+    settings: dict[str, Any] = {"steps": 1, "warmup_ratio": 0.0, "evaluations": 1, "learning_rate": 0.02}
+    pretrain(config(**settings, optimizer="lamb"), corpus_dir=corpus, output_dir=tmp_path / "lamb")
+    pretrain(config(**settings | {"learning_rate": 1e-30}), corpus_dir=corpus, output_dir=tmp_path / "start")
+    moved, start = (load_file(tmp_path / name / "model.safetensors") for name in ("lamb", "start"))
+    matrices = [name for name, tensor in start.items() if tensor.ndim > 1]
+    assert len(matrices) > 5
+    for name in matrices:
+        torch.testing.assert_close((moved[name] - start[name]).norm(), 0.02 * start[name].norm(), rtol=1e-3, atol=0)
 
 
 def test_an_albert_is_trained_without_dropout(corpus: Path, tmp_path: Path):
@@ -489,15 +502,15 @@ def test_training_goes_on_from_a_checkpoint(bert: Path, corpus: Path, tmp_path: 
 
 def test_all_wrong_settings_are_reported_at_once(corpus: Path, tmp_path: Path):
     wrong = config(objective="triple", model="/nowhere", layers="2,1", sequence_length=4, mask_probability=1, steps=0,
-                   sentence_weight=0, mask_ngrams=0, batch_size=0, gradient_accumulation_steps=0, learning_rate=2,
-                   warmup_ratio=1, weight_decay=-1, cosine_weight=-1, temperature=0, head_steps=0, evaluations=0,
-                   precision="fp8", seed=-1)  # fmt: skip
+                   sentence_weight=0, mask_ngrams=0, batch_size=0, gradient_accumulation_steps=0, optimizer="sgd",
+                   learning_rate=2, warmup_ratio=1, weight_decay=-1, cosine_weight=-1, temperature=0, head_steps=0,
+                   evaluations=0, precision="fp8", seed=-1)  # fmt: skip
     with pytest.raises(InputError) as caught:
         pretrain(wrong, corpus_dir=corpus, output_dir=tmp_path / "x")
     assert [problem.where for problem in caught.value.problems] == [
         "sequence_length", "mask_ngrams", "mask_probability", "sentence_weight", "steps", "batch_size",
-        "gradient_accumulation_steps", "learning_rate", "warmup_ratio", "weight_decay", "evaluations", "precision",
-        "cosine_weight", "temperature", "head_steps", "model", "teacher", "layers", "seed",
+        "gradient_accumulation_steps", "optimizer", "learning_rate", "warmup_ratio", "weight_decay", "evaluations",
+        "precision", "cosine_weight", "temperature", "head_steps", "model", "teacher", "layers", "seed",
     ]  # fmt: skip
     assert not (tmp_path / "x").exists()
 
