@@ -223,17 +223,19 @@ class TritonPythonModel:
 
         texts = [text for waiting in batch for text in waiting.texts]
         begin = time.monotonic()
+        failure = None
         try:
             probabilities, labels = self._classifier.classify(texts)
         except Exception as error:
-            self._outcomes.add(failed=len(batch))
+            failure = f"the encoder failed: {error}"
+        probes = sum(waiting.request_id == self._probe_id for waiting in batch)
+        self._outcomes.add(probes=probes, failed=len(batch) if failure else 0)
+        # Before the answers: who asks again at once must not wait, or be refused, because of what is answered.
+        self._queue.done(len(batch), len(texts), begin)
+        if failure is not None:
             for waiting in batch:
-                _send_error(waiting.sender, f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL)
+                _send_error(waiting.sender, failure, pb_utils.TritonError.INTERNAL)
             return
-        finally:
-            self._outcomes.add(probes=sum(waiting.request_id == self._probe_id for waiting in batch))
-            # Before the answers: who asks again at once must not wait, or be refused, because of what is answered.
-            self._queue.done(len(batch), len(texts), begin)
         row = 0
         for waiting in batch:
             rows = slice(row, row + len(waiting.texts))
