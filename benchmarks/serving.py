@@ -64,8 +64,8 @@ MODEL = "sst2"
 LABELS = ["negative", "positive"]
 LEVELS = (1, 2, 4, 8, 12, 16, 24, 32)
 OPTIONS = ServingOptions()
-BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=8)
-"""For `overload`: what a user sets to bound the latency of a model that takes some 5 ms, for a little throughput."""
+BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=5)
+"""For `overload`: what a user sets to bound the latency of a model that takes some 5 ms, for half of the throughput."""
 
 
 @dataclass
@@ -264,7 +264,7 @@ def overload(bench: Bench) -> None:
     bench.claim("median time to refuse, by the unloaded p50", hard.error_p50 / calm.p50, high=1.0)
     wrong = sum(count for status, count in hard.errors.items() if status not in ("UNAVAILABLE", "DEADLINE_EXCEEDED"))
     bench.claim("requests refused with another status", wrong, high=0)
-    bench.claim("share that is answered, of what the knee would do", hard.texts_per_second / rate, low=0.5)
+    bench.claim("share that is answered, of what the knee would do", hard.texts_per_second / rate, low=0.4)
     bench.claim("p99 afterwards, by the one before", after.p99 / calm.p99, high=1.25)
 
 
