@@ -111,9 +111,9 @@ class Bench:
             self.note("knee", self.found["knee"])
         return int(self.found["knee"]["concurrency"])
 
-    def rate(self, status: ServerStatus, seconds: float = 20) -> float:
-        """Texts a second at the knee, as the machine is now: what a shared one can do differs from hour to hour."""
-        return self.load(status, self.knee(status), self.seconds(seconds)).texts_per_second
+    def load_at_knee(self, status: ServerStatus, seconds: float) -> LoadResult:
+        """The knee, as the machine is now: what a shared one can do differs from hour to hour."""
+        return self.load(status, self.knee(status), self.seconds(seconds))
 
     def load(self, status: ServerStatus, concurrency: int, seconds: float) -> LoadResult:
         return run_load(status.grpc_url, MODEL, self.texts, concurrency=concurrency, seconds=seconds)
@@ -253,7 +253,7 @@ def punctual() -> Iterator[None]:
 def overload(bench: Bench) -> None:
     """Requests come at twice the rate of the knee, whether or not they are answered."""
     with served(bench) as (_, status):
-        rate = bench.rate(status)
+        rate = bench.load_at_knee(status, 20).texts_per_second
     with served(bench, "bounded") as (_, status):
         calm = bench.load(status, 1, bench.seconds(30))
         with punctual():
@@ -281,7 +281,7 @@ def soak(bench: Bench) -> None:
         errors: list[Counter[str]] = []
         bench.load(status, LEVELS[-1], bench.seconds(30))
         for _ in range(12):
-            knee = bench.load(status, bench.knee(status), bench.seconds(5))
+            knee = bench.load_at_knee(status, 5)
             rates.append(knee.texts_per_second)
             with punctual():
                 parts.append(

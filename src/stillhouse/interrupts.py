@@ -13,18 +13,14 @@ __all__ = ["handlers_kept", "terminable"]
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM raise `SystemExit(143)` in the main thread, as SIGINT raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
-        return
 
     def end(*_: object) -> None:
         raise SystemExit(143)
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
+    with handlers_kept():
+        if threading.current_thread() is threading.main_thread():  # only that one may set a handler
+            signal.signal(signal.SIGTERM, end)
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
