@@ -3,8 +3,9 @@
     python benchmarks/serving.py [--quick] [--mlserver PYTHON] [--output FOLDER] [PART ...]
 
     throughput   texts a second at the knee: a list, beside the best in-process loop and a transformers pipeline; and
-                 one text a request, beside MLServer
-    latency      one text at a time, beside the same in process
+                 one text a request, beside MLServer; as it comes, and with an encoder of one thread for each core
+    latency      one text at a time, beside the same in process: with `encoder_in_front`, and without; and what a call
+                 of gRPC takes that does nothing
     overload     twice the knee's load for two minutes
     soak         ten minutes at 70% of the knee: memory and errors
     releases     20 changes of release under constant load from `stillhouse.client`, retries off
@@ -47,7 +48,7 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
-from serving_rivals import InProcess, TransformersPipeline, mlserver
+from serving_rivals import InProcess, TransformersPipeline, echo, mlserver
 
 from stillhouse.artifacts import PackageManifest
 from stillhouse.client import Client, ServingError
@@ -64,6 +65,10 @@ MODEL = "sst2"
 LABELS = ["negative", "positive"]
 LEVELS = (1, 2, 4, 8, 12, 16, 24, 32)
 OPTIONS = ServingOptions()
+MANY = ServingOptions(encoder_instances=len(os.sched_getaffinity(0)), encoder_threads=1)
+"""For `throughput`: what a user sets to whom texts a second count, and one text's latency less."""
+FRONT = ServingOptions(encoder_in_front=True)
+"""For `latency`: what a user sets to whom each millisecond counts."""
 BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=5)
 """For `overload`: what a user sets to bound the latency of a model that takes some 5 ms, for half of the throughput."""
 
@@ -137,7 +142,7 @@ def build(folder: Path) -> Path:
     task = get_task("classification")
     export_onnx(model, task, folder / "fp32.onnx")
     quantise_int8(folder / "fp32.onnx", folder / "int8.onnx")
-    for name, options in (("package", OPTIONS), ("bounded", BOUNDED)):
+    for name, options in (("package", OPTIONS), ("many", MANY), ("front", FRONT), ("bounded", BOUNDED)):
         write_repository(
             folder / name / "triton",
             served_name=MODEL,
@@ -160,7 +165,7 @@ def build(folder: Path) -> Path:
 @contextmanager
 def served(bench: Bench, package: str = "package") -> Iterator[tuple[ServerConfig, ServerStatus]]:
     """A package on a server of its own, as version 1."""
-    folder = bench.folder / "server"
+    folder = bench.folder / f"server-{package}"
     folder.mkdir(exist_ok=True)
     config = ServerConfig(folder=folder, package=bench.folder / package, model=MODEL, version="1", ports=free_ports())
     try:
@@ -170,35 +175,48 @@ def served(bench: Bench, package: str = "package") -> Iterator[tuple[ServerConfi
 
 
 def throughput(bench: Bench) -> None:
-    """Texts a second of the server at its knee, of the best in-process loop, and of two rivals, in turns."""
+    """Texts a second of the server at its knee, of the best in-process loop, and of two rivals, in turns.
+
+    The server as it comes, with all cores for each batch, and with an encoder of one thread for each core.
+    """
     inside = InProcess(bench.folder, bench.texts)
     pipeline = TransformersPipeline(bench.folder / "checkpoint", bench.texts)
-    speed: dict[str, list[float]] = {"list": [], "in process": [], "pipeline": [], "single": [], "MLServer": []}
+    speed: dict[str, list[float]] = {
+        name: [] for name in ("list", "list, as it comes", "single", "single, as it comes", "in process", "pipeline",
+                              "MLServer")
+    }  # fmt: skip
     batches = {size: inside.sorted_batches(size) for size in (1, 2, 4, 8, 16, 32, 64)}
     best = max(batches, key=lambda size: batches[size])
     bench.note("best in-process batch", best)
     with served(bench) as (_, status):
         callers = bench.knee(status)
+    with served(bench, "many") as (_, status):
         ramp = {requests: predict_list(status, bench.texts, requests) for requests in (1, 2, 3, 4, 6)}
     bench.note("texts a second of a list, by requests under way", {k: round(v, 1) for k, v in ramp.items()})
     requests = min(requests for requests, value in ramp.items() if value >= 0.95 * max(ramp.values()))
     for _ in range(bench.rounds):
-        with served(bench) as (_, status):
-            predict_list(status, bench.texts[:256], requests)
-            speed["list"].append(predict_list(status, bench.texts, requests))
+        for package, how in (("many", ""), ("package", ", as it comes")):
+            with served(bench, package) as (_, status):
+                predict_list(status, bench.texts[:256], requests)
+                speed[f"list{how}"].append(predict_list(status, bench.texts, requests))
+                if bench.mlserver:
+                    load = bench.load(status, callers, bench.seconds(15))
+                    speed[f"single{how}"].append(load.texts_per_second)
         speed["in process"].append(inside.sorted_batches(best))
         speed["pipeline"].append(pipeline.run(32))
         if bench.mlserver:
-            with served(bench) as (_, status):
-                speed["single"].append(bench.load(status, callers, bench.seconds(15)).texts_per_second)
             with mlserver(bench.mlserver, bench.folder) as ask:
                 speed["MLServer"].append(ask(bench.texts, concurrency=32, seconds=bench.seconds(15)))
     bench.note("texts a second", {name: [round(value, 1) for value in values] for name, values in speed.items()})
     for own, rival, least in (("list", "in process", 0.85), ("list", "pipeline", 4.0), ("single", "MLServer", 2.5)):
         if speed[rival]:
-            ratios = [a / b for a, b in zip(speed[own], speed[rival], strict=True)]
-            bench.note(f"throughput by {rival}, each round", [round(ratio, 3) for ratio in ratios])
-            bench.claim(f"throughput by {rival}", statistics.median(ratios), low=least)
+            for how in (", as it comes", ""):
+                ratios = [a / b for a, b in zip(speed[f"{own}{how}"], speed[rival], strict=True)]
+                bench.note(f"throughput by {rival}{how}, each round", [round(ratio, 3) for ratio in ratios])
+                if how:
+                    bench.note(f"throughput by {rival}{how}", round(statistics.median(ratios), 2))
+                else:
+                    bench.claim(f"throughput by {rival}", statistics.median(ratios), low=least)
 
 
 def predict_list(status: ServerStatus, texts: Sequence[str], requests: int) -> float:
@@ -211,27 +229,38 @@ def predict_list(status: ServerStatus, texts: Sequence[str], requests: int) -> f
 
 
 def latency(bench: Bench) -> None:
-    """One caller, one text a request: the median beside that of the same texts in process, in short turns."""
+    """One caller, one text a request: the medians beside that of the same texts in process, in short turns."""
     inside = InProcess(bench.folder, bench.texts)
-    turns = []
-    with served(bench) as (_, status):
-        one_by_one(status, bench.texts, 2.0)
-        for _ in range(4 * bench.rounds):
-            own = inside.single(bench.seconds(3))
-            turns.append((own, one_by_one(status, bench.texts, bench.seconds(3))))
-    bench.note("p50 in process and served, ms", [[round(value, 2) for value in turn] for turn in turns])
-    above = [through - own for own, through in turns]
-    bench.claim("p50 of one text above in-process, ms", statistics.median(above), high=1.5)
+    took: dict[str, list[float]] = {"in process": [], "front": [], "package": [], "echo": []}
+    texts = cycle(bench.texts)
+    with served(bench, "front") as (_, front), served(bench) as (_, package), echo() as echo_url:
+        servers = [("front", front.grpc_url), ("package", package.grpc_url)]
+        for _, url in servers:
+            one_by_one(url, bench.texts, 2.0)
+        for turn in range(4 * bench.rounds):
+            took["in process"].append(inside.single(bench.seconds(3)))
+            for name, url in servers[:: 1 if turn % 2 else -1]:
+                took[name].append(one_by_one(url, bench.texts, bench.seconds(3)))
+            # As long apart as answers are, and with caches as they leave them.
+            took["echo"].append(one_by_one(echo_url, bench.texts, bench.seconds(3), lambda: inside.one(next(texts))))
+    for name, values in took.items():
+        spread = statistics.median(values), min(values), max(values)
+        bench.note(f"p50 of one text, ms, {name}", [round(value, 2) for value in spread])
+    without, above = (float(np.median(np.subtract(took[name], took["in process"]))) for name in ("package", "front"))
+    bench.note("p50 of one text above in-process, ms, without encoder_in_front", round(without, 2))
+    bench.claim("p50 of one text above in-process, ms, with encoder_in_front", above, high=1.5)
 
 
-def one_by_one(status: ServerStatus, texts: Sequence[str], seconds: float) -> float:
-    """Median milliseconds of one caller that waits for each answer."""
+def one_by_one(url: str, texts: Sequence[str], seconds: float, before: Callable[[], object] = lambda: None) -> float:
+    """Median milliseconds of one caller that waits for each answer; `before` each request something else is done."""
     requests = cycle(prepare_requests(MODEL, texts, 1, []))
     took = []
-    with grpc.insecure_channel(status.grpc_url) as channel:
+    with grpc.insecure_channel(url) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         end = time.perf_counter() + seconds
-        while (begin := time.perf_counter()) < end:
+        while time.perf_counter() < end:
+            before()
+            begin = time.perf_counter()
             infer(next(requests))
             took.append(time.perf_counter() - begin)
     return 1000 * statistics.median(took)

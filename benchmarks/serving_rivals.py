@@ -56,6 +56,10 @@ class InProcess:
             self._encode(tokens[start : start + size])
         return len(self._texts) / (time.perf_counter() - begin)
 
+    def one(self, text: str) -> None:
+        """Answer one text."""
+        self._encode([self._tokenizer.encode(text).ids])
+
     def single(self, seconds: float) -> float:
         """Median milliseconds of one text."""
         took = []
@@ -64,7 +68,7 @@ class InProcess:
             begin = time.perf_counter()
             if begin > end:
                 return 1000 * float(np.median(took))
-            self._encode([self._tokenizer.encode(text).ids])
+            self.one(text)
             took.append(time.perf_counter() - begin)
         raise AssertionError
 
@@ -84,6 +88,32 @@ class TransformersPipeline:
         begin = time.perf_counter()
         self._classify(texts, batch_size=batch_size)
         return len(texts) / (time.perf_counter() - begin)
+
+
+_ECHO = """
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+class Echo(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+server = grpc.server(ThreadPoolExecutor(1))
+server.add_generic_rpc_handlers((Echo(),))
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+server.wait_for_termination()
+"""
+
+
+@contextmanager
+def echo() -> Iterator[str]:
+    """The address of a process that gives each request back: what gRPC takes by itself, with Python at both ends."""
+    process = subprocess.Popen([sys.executable, "-c", _ECHO], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 # Optimum 1.27, which mlserver-huggingface needs, takes private names from PyTorch that newer ones lack. They serve to

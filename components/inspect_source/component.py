@@ -62,6 +62,7 @@ def inspect_source(
     serving_device: str,
     encoder_instances: int,
     encoder_threads: int,
+    encoder_in_front: bool,
     tensorrt: bool,
     response_cache: bool,
     fp32_tolerance: float,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -12,10 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.data.demo import reviews
+from stillhouse.serving.triton import Ports
 
 CACHED_STEPS = {"prepare-data", "finetune-teacher", "finetune-albert", "distill-student", "package-teacher",
                 "package-student", "package-albert", "fetch-champion", "evaluate"}  # fmt: skip
 UNCACHED_STEPS = {"inspect-source", "register", "deploy", "notify"}
+
+_given = itertools.count()
+
+
+def kept_ports() -> Ports:
+    """Ports for a server that starts minutes later: no other tests get them, nor does the system lend them."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 21_000 + 100 * worker + 3 * next(_given)
+    return Ports(grpc=first, http=first + 1, metrics=first + 2)
 
 
 @dataclass
@@ -46,6 +57,11 @@ class Run:
         return json.loads((Path(self.result("register")["evaluation_dir"]) / "evaluation.json").read_text())
 
 
+def set_options(settings: dict[str, Any]) -> list[str]:
+    """Parameters of a run for the command line."""
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
 class Home:
     """A state folder, and the command that uses it."""
 
@@ -62,11 +78,17 @@ class Home:
         return subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True)
 
     def run(self, preset: str, **settings: Any) -> Run:
-        options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         before = set(self.runs())
-        done = self.stillhouse("run", "--preset", preset, *options)
+        done = self.stillhouse("run", "--preset", preset, *set_options(settings))
         made = sorted(set(self.runs()) - before)
         return Run(done.returncode, done.stdout, done.stderr, made[-1] if made else Path())
+
+    def start(self, preset: str, **settings: Any) -> subprocess.Popen[bytes]:
+        """A run that is not waited for."""
+        command = self.command("run", "--preset", preset, *set_options(settings))
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )  # fmt: skip
 
     def runs(self) -> list[Path]:
         return sorted((self.folder / "runs").glob("*"))

@@ -11,11 +11,10 @@ from random import Random
 from typing import Any
 
 import pytest
-from local_runs import Home, Run
+from local_runs import Home, Run, kept_ports, set_options
 
 from stillhouse.client import predict_texts
 from stillhouse.registry import MlflowRegistry
-from stillhouse.serving.triton import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +50,7 @@ class Retraining:
         self.home, self.folder = home, folder
         common = [word for word in (*GOOD, *BAD) if word != RARE]
         firsts = [RARE] * 4 + [common[i % len(common)] for i in range(396)]
-        ports = free_ports()
+        ports = kept_ports()
         self.settings = {
             "test_data": write_rows(folder / "test.csv", firsts, seed=1), "max_length": 16,
             "teacher": "scratch://bert?num_hidden_layers=2&hidden_size=64&num_attention_heads=4&intermediate_size=128"
@@ -72,9 +71,7 @@ class Retraining:
         """Run the pipeline several times at the same time; each must end well."""
         processes = []
         for change in changes:
-            options = [
-                part for key, value in {**self.settings, **change}.items() for part in ("--set", f"{key}={value}")
-            ]
+            options = set_options({**self.settings, **change})
             command = self.home.command("run", "--json", "--preset", "tiny", *options)
             pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             processes.append(subprocess.Popen(command, env=self.home.environment, **pipes))

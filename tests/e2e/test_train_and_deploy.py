@@ -1,9 +1,7 @@
-"""The main job as a whole: train, distil, compare, register, serve; then again, changed, killed, and wrong."""
+"""The main job as a whole: train, distil, compare, register, serve; then again, and wrong."""
 
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from local_runs import CACHED_STEPS, UNCACHED_STEPS, Home, Run, write_reviews
+from local_runs import CACHED_STEPS, UNCACHED_STEPS, Home, Run, kept_ports, write_reviews
 
-from stillhouse.serving.triton import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +23,7 @@ def home(make_home: Callable[[str], Home]) -> Home:
 @pytest.fixture(scope="module")
 def settings(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A real MiniLM teacher on few rows: enough to beat TF-IDF, which is what allows it to be served."""
-    ports = free_ports()
+    ports = kept_ports()
     return {
         "data": write_reviews(tmp_path_factory.mktemp("source") / "reviews.csv", 1500),
         "text_column": "review", "label_column": "verdict", "model_name": "verdicts", "max_length": 64,
@@ -91,7 +88,9 @@ def test_the_served_model_answers_as_it_was_measured(first: Run, home: Home):
         assert found == [names[i] for i in probabilities.argmax(axis=1)]
         right += sum(a == names[b] for a, b in zip(found, rows["label"][start : start + 16], strict=True))
     count = len(rows["text"])
-    assert right / count == pytest.approx(measured["metrics"]["accuracy"], abs=0.003 + 1 / count)
+    # Dynamic INT8 rounds by what else is in a batch, so it may waver on as many texts as it differs on from FP32.
+    wavering = 1 - measured["parity"]["agreement"] + 1 / count
+    assert right / count == pytest.approx(measured["metrics"]["accuracy"], abs=wavering)
 
 
 def test_the_other_commands_know_the_release(first: Run, home: Home):
@@ -113,22 +112,6 @@ def test_an_equal_run_executes_nothing_that_can_be_cached(first: Run, home: Home
     assert again.result("deploy")["kept"] is True  # the release already serves
 
 
-@pytest.mark.parametrize(
-    ("changes", "executed"),
-    [
-        ({"policy": "memory"}, {"evaluate"}),
-        ({"student_epochs": 0.1}, {"distill-student", "package-student", "evaluate"}),
-    ],
-)
-def test_a_changed_parameter_executes_just_what_depends_on_it(
-    first: Run, home: Home, settings: dict[str, Any], changes: dict[str, Any], executed: set[str]
-):
-    run = home.run("demo", **{**settings, **changes, "deploy_target": "none"})
-    assert run.returncode == 0, run.stderr
-    # The champion is fetched by the first run that has another one to compare with it.
-    assert (run.steps("started") & CACHED_STEPS) - {"fetch-champion"} == executed
-
-
 def test_the_registered_version_loads_back(first: Run, home: Home):
     code = (
         "import mlflow\n"
@@ -138,52 +121,6 @@ def test_the_registered_version_loads_back(first: Run, home: Home):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=home.environment)
     assert done.stdout.strip().endswith("['positive']"), done.stderr
-
-
-def test_a_run_that_was_killed_twice_continues_where_it_was(make_home: Callable[[str], Home], tmp_path: Path):
-    """Once politely, once not."""
-    home = make_home("killed")
-    settings = {
-        "data": write_reviews(tmp_path / "reviews.csv", 700), "text_column": "review", "label_column": "verdict",
-        "max_train_rows": 500, "teacher_epochs": 1, "albert_epochs": 1, "student_epochs": 15,
-        "early_stopping_patience": 0, "bootstrap_samples": 200,
-    }  # fmt: skip
-    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-
-    def newest_checkpoint() -> int:
-        states = home.folder.glob("checkpoints/student-*/checkpoint-*/trainer_state.json")
-        return max((int(path.parent.name.rpartition("-")[2]) for path in states), default=0)
-
-    reached = 0
-    for kill in (signal.SIGTERM, signal.SIGKILL):
-        known = set(home.runs())
-        process = subprocess.Popen(
-            home.command("run", "--preset", "tiny", *options), env=home.environment,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        deadline = time.monotonic() + 300
-        while newest_checkpoint() <= reached:
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline, "no checkpoint came"
-            time.sleep(0.05)
-        process.send_signal(kill)
-        assert process.wait(timeout=60) == (128 + kill if kill == signal.SIGTERM else -kill)
-        (folder,) = set(home.runs()) - known
-        killed = Run(1, "", "", folder)
-        assert "distill-student" in killed.steps("started") - killed.steps("finished")
-        if reached:
-            assert first_progress(killed) >= reached, "the student started over"
-        reached = newest_checkpoint()
-
-    again = home.run("tiny", **settings)
-    assert again.returncode == 0, again.stderr
-    assert again.steps("cached") >= {"prepare-data", "finetune-teacher"}
-    assert first_progress(again) >= reached, "the student started over"
-
-
-def first_progress(run: Run) -> int:
-    """The first step of the student's training that a run reported."""
-    return next(e["done"] for e in run.events() if e["step"] == "distill-student" and e["event"] == "progress")
 
 
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_registered(make_home: Callable[[str], Home], tmp_path: Path):

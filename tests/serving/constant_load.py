@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +24,25 @@ class Answer:
     version: str = ""
     probabilities: tuple[float, ...] = ()
     error: str = ""
+
+
+def turned_away(error: str) -> bool:
+    """Whether the server refused a request because it was asked too much."""
+    return bool(re.search("is overloaded|waited too long", error))
+
+
+def lost(failed: Iterable[Answer], end: float) -> list[Answer]:
+    """Those of the failed requests that a server which ended at the time `end` should have answered or refused.
+
+    Who comes after the end finds nobody, also a request from before it that was still waiting for a connection.
+    INTERNAL is what accepted requests get that do not reach the encoder.
+    """
+    return [
+        answer
+        for answer in failed
+        if "StatusCode.INTERNAL" in answer.error
+        or not (answer.sent > end or ("Failed to connect" in answer.error and answer.received > end))
+    ]
 
 
 class Load:

@@ -165,11 +165,14 @@ def test_a_full_queue_is_told_as_overload(tmp_path):
     try:
         with Client(server.grpc_url, "reviews", retries=0) as client:
             client.predict_one(TEXTS[1])
-            threads = [threading.Thread(target=ask) for _ in range(10)]
+            # Of several texts, so that it is no lone caller's: one of those would be in the way of the others.
+            first = threading.Thread(target=lambda: client.predict(TEXTS[:2]))
+            threads = [first, *(threading.Thread(target=ask) for _ in range(10))]
             for encoder in encoders:
                 encoder.suspend()
             for thread in threads:
                 thread.start()
+                time.sleep(0.02)
             time.sleep(0.6)
             at_once = list(outcomes)
             for encoder in encoders:

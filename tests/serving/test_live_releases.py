@@ -37,9 +37,13 @@ def fetched(folder, version, *, served_name="reviews", change=None, **options):
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory):
     root = tmp_path_factory.mktemp("releases")
-    three = {version: fetched(root / version, version, seed=int(version)) for version in ("1", "2", "3")}
+    # The third one's front model runs its encoder itself, and the fourth one's.
+    three = {
+        version: fetched(root / version, version, seed=int(version), encoder_in_front=version == "3")
+        for version in ("1", "2", "3")
+    }
     # Its encoder cannot be a version of the others' model: other outputs, other warm-up.
-    other = fetched(root / "4", "4", seed=4, label_names=("no", "yes"), max_length=16)
+    other = fetched(root / "4", "4", seed=4, label_names=("no", "yes"), max_length=16, encoder_in_front=True)
     return {**three, "4": other}
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from constant_load import turned_away
 from tiny_package import TEXTS
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -226,8 +227,7 @@ def test_no_accepted_request_is_lost_where_the_model_is_unloaded_first(image: di
                     answers["answered"] += 1
                 except InferenceServerException as error:
                     # An overloaded server may refuse in time; it has not accepted these.
-                    rejected = "Request timeout expired" in str(error) or "Exceeds maximum queue size" in str(error)
-                    answers["rejected" if rejected else str(error)] += 1
+                    answers["rejected" if turned_away(str(error)) else str(error)] += 1
 
     with serving(DEV, package, *LOCKED, more=more) as container:
         with pytest.raises(InferenceServerException, match="restricted"):
@@ -256,6 +256,7 @@ def test_it_is_laid_out_as_nvidias(image: dict[str, Any]):
     )
     assert files.split() == [
         "/opt/tritonserver/bin/tritonserver",
+        "./backends/onnxruntime/encoder_session.py",
         "./backends/onnxruntime/model.py",
         "./backends/python/libtriton_python.so",
         "./backends/python/triton_python_backend_stub",

@@ -68,7 +68,8 @@ class Triton:
 def live(triton: Triton, model: str, timeout: float) -> str:
     """One inference. A server that refuses it under load is alive as long as its encoder goes on answering.
 
-    Triton counts refused requests as successes of the public model, so that this one's statistics say nothing.
+    Front models put probes before all else; those of older packages refuse them as they refuse others. Triton counts
+    refused requests as successes of the public model, so that this one's statistics say nothing.
     """
     deadline = time.monotonic() + timeout
     # A text that was not asked before, so that the answer is not one from a cache.

@@ -1,4 +1,4 @@
-"""From a PyTorch checkpoint to ONNX: export, fold, quantise.
+"""From a PyTorch checkpoint to ONNX: export, rewrite, quantise.
 
 The exported encoder takes `input_ids` and `attention_mask` (INT64 [batch, sequence], both dynamic) and returns
 `probabilities` (FP32 [batch, labels]); the head's softmax is inside.
@@ -6,28 +6,26 @@ The exported encoder takes `input_ids` and `attention_mask` (INT64 [batch, seque
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import InputError, Problem
+from stillhouse.export.rewrites import fold_transposed_weights, halve_last, narrow_to_read_token
 from stillhouse.models.families import position_limit
 from stillhouse.tasks import Task
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import ModelProto
     from transformers import PreTrainedModel
 
 __all__ = [
     "UNSUPPORTED_FAMILIES",
     "convert_fp16",
     "export_onnx",
-    "fold_transposed_weights",
     "forget_shapes",
     "quantise_int8",
     "quiet_quantiser",
@@ -71,7 +69,7 @@ def export_onnx(model: PreTrainedModel, task: Task, path: Path) -> None:
     mask[1, 9:] = 0
     batch, sequence = torch.export.Dim("batch", max=1 << 16), torch.export.Dim("sequence", max=_max_sequence(model))
     model.eval()
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), _plain_attention(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Encoder().eval(),
@@ -85,10 +83,26 @@ def export_onnx(model: PreTrainedModel, task: Task, path: Path) -> None:
         )
     assert program is not None
     proto = program.model_proto
-    fold_transposed_weights(proto)
-    _halve_last(proto.graph)
+    fold_transposed_weights(proto.graph)
+    halve_last(proto.graph)
+    narrow_to_read_token(proto.graph)
     _strip(proto)
     onnx.save(proto, str(path))
+
+
+@contextmanager
+def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model attend by two products and a softmax, as the exporter writes them down.
+
+    Of PyTorch's fused attention the exporter makes the same and more: keys are turned around twice, and what softmax
+    gives is searched for rows that see nothing.
+    """
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
 
 
 def _strip(proto: ModelProto) -> None:
@@ -106,98 +120,6 @@ def _max_sequence(model: PreTrainedModel) -> int:
     return position_limit(model.config) or 1 << 16
 
 
-def fold_transposed_weights(proto: ModelProto) -> int:
-    """Replace each transpose of a weight by the transposed weight, once per weight; return how many nodes went.
-
-    The exporter keeps a weight that several layers share (ALBERT) as one initializer that is transposed at run time in
-    every layer, so that no MatMul has a constant to quantise. Folded, one constant serves all layers. Equal weights are
-    merged too.
-    """
-    from onnx import numpy_helper
-
-    graph = proto.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    folded: dict[tuple[str, tuple[int, ...]], str] = {}
-    renamed: dict[str, str] = {}
-    removed = []
-    for node in graph.node:
-        if node.op_type != "Transpose" or node.input[0] not in weights:
-            continue
-        tensor = weights[node.input[0]]
-        permutation = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
-        order = permutation if permutation is not None else tuple(reversed(range(len(tensor.dims))))
-        key = (tensor.name, order)
-        if key not in folded:
-            folded[key] = f"{tensor.name}.transposed{''.join(map(str, order))}"
-            array = numpy_helper.to_array(tensor).transpose(order)
-            graph.initializer.append(numpy_helper.from_array(array.copy(), folded[key]))
-        renamed[node.output[0]] = folded[key]
-        removed.append(node)
-    for node in removed:
-        graph.node.remove(node)
-    renamed.update(_equal_initializers(graph))
-    assert not {output.name for output in graph.output} & renamed.keys(), "a weight is an output of the graph"
-    used = set()
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            while name in renamed:
-                name = renamed[name]
-            node.input[index] = name
-        used.update(node.input)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
-    return len(removed)
-
-
-def _halve_last(graph: GraphProto) -> None:
-    """Write each GELU as `(x · (1 + erf(x / √2))) · ½`, where the exporter writes `x · (½ · (1 + erf(x / √2)))`.
-
-    ONNX Runtime makes one operator of the first order, and leaves the second as five. Halving is exact, so both give
-    the same numbers.
-    """
-    from onnx.numpy_helper import to_array
-
-    halves = {tensor.name for tensor in graph.initializer if not tensor.dims and to_array(tensor) == 0.5}
-    users = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            users[name].append(node)
-    for erf in graph.node:
-        if erf.op_type != "Erf":
-            continue
-        path = [erf]
-        for kind in ("Add", "Mul", "Mul"):
-            following = users[path[-1].output[0]]
-            # What another node reads too must stay what it is.
-            if len(following) != 1 or following[0].op_type != kind:
-                break
-            path.append(following[0])
-        else:
-            inner, outer = path[2:]
-            half = next((index for index, name in enumerate(inner.input) if name in halves), None)
-            if half is not None:
-                factor = 1 - list(outer.input).index(inner.output[0])
-                outer.input[factor], inner.input[half] = inner.input[half], outer.input[factor]
-
-
-def _equal_initializers(graph: GraphProto) -> dict[str, str]:
-    """Map each initializer that repeats an earlier one to that one.
-
-    The exporter folds the transposes of small weights by itself, and then stores one copy for each layer.
-    """
-    from onnx.numpy_helper import to_array
-
-    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
-    repeated = {}
-    for tensor in graph.initializer:
-        key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(to_array(tensor).tobytes()).digest())
-        if key in first:
-            repeated[tensor.name] = first[key]
-        else:
-            first[key] = tensor.name
-    return repeated
-
-
 @contextmanager
 def quiet_quantiser() -> Iterator[None]:
     """Keep onnxruntime's quantiser from warning of pre-processing that the export has already done."""
@@ -212,7 +134,9 @@ def quiet_quantiser() -> Iterator[None]:
 def quantise_int8(source: Path, target: Path) -> None:
     """Write the ONNX model at `source` with its weights in INT8 and activations quantised dynamically, per tensor.
 
-    Embedding tables are quantised too, since they are most of a small model's bytes.
+    Embedding tables are quantised too, since they are most of a small model's bytes. Weights take 7 of the 8 bits: x86
+    processors without VNNI add two products in 16 bits, which full 8-bit weights make saturate, and whoever is served
+    from such a processor would get other answers than were measured elsewhere.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -221,6 +145,8 @@ def quantise_int8(source: Path, target: Path) -> None:
             str(source),
             str(target),
             weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             extra_options={"MatMulConstBOnly": True},
         )

@@ -79,16 +79,20 @@ def quantise_int8_static(source: Path, target: Path, batches: Iterable[Mapping[s
             Reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            nodes_to_exclude=_products_of_activations(graph),
+            nodes_to_exclude=_without_weights(graph),
             per_channel=True,  # as fast, and about as exact as the dynamic kind; with one scale a matrix it is not
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=True,  # see `quantise_int8`
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
     forget_shapes(target)
 
 
-def _products_of_activations(graph: GraphProto) -> list[str]:
-    """Names of the products that have no constant operand on the right."""
+def _without_weights(graph: GraphProto) -> list[str]:
+    """Names of the products and look-ups whose matrix or table is no constant."""
     constants = {tensor.name for tensor in graph.initializer}
-    return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] not in constants]
+    weight = {"MatMul": 1, "Gemm": 1, "Gather": 0}
+    return [
+        node.name for node in graph.node if node.op_type in weight and node.input[weight[node.op_type]] not in constants
+    ]

@@ -61,6 +61,10 @@ class ServingOptions:
     """Copies of the encoder, on each GPU where there are some."""
     encoder_threads: int = 0
     """Threads of each copy on a CPU; 0 is one per core that the server may use."""
+    encoder_in_front: bool = False
+    """On a CPU, run the encoder in the front model's own process, where the server's Python has onnxruntime: two
+    hand-overs between processes less for each call, and a second copy of the encoder in memory, as it can still be
+    called by itself."""
     tensorrt: bool = False
     """On a GPU, run the encoder with TensorRT (16-bit floats)."""
     response_cache: bool = False
@@ -87,6 +91,12 @@ class ServingOptions:
             found.append(Problem("serving_device", f"{self.serving_device!r} is unknown.", remedy))
         elif self.tensorrt and self.serving_device != "gpu":
             found.append(Problem("tensorrt", "TensorRT runs on GPUs only.", "Set serving_device=gpu as well."))
+        if self.encoder_in_front and self.serving_device == "gpu":
+            what = "The front model runs its encoder on CPUs only."
+            found.append(Problem("encoder_in_front", what, "Leave it, or set serving_device=cpu."))
+        if self.encoder_in_front and self.encoder_instances > 1:
+            what = f"The front model runs one copy of its encoder, and encoder_instances is {self.encoder_instances}."
+            found.append(Problem("encoder_in_front", what, "Leave it, or set encoder_instances=1."))
         return found
 
 
@@ -157,6 +167,8 @@ def write_repository(
         "max_wait_ms": options.max_wait_ms,
         "batch_rows": options.batch_rows,
         "encoder_instances": options.encoder_instances,
+        "encoder_threads": options.encoder_threads,
+        "encoder_in_front": options.encoder_in_front,
         "pad_id": _pad_id(tokenizer) if pad_id is None else pad_id,
         "encoder": inner,
     }

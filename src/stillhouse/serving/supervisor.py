@@ -213,7 +213,9 @@ class Supervisor:
             elif time.monotonic() >= due:
                 answer = self._probe()
                 failed = failed + 1 if answer and not self._answers_others() else 0
-                if failed == 2 or (answer and self._process and self._process.poll() is not None):
+                if ended := self._ended():
+                    return ended  # rather than what the probe met of it
+                if failed == 2:
                     return answer
                 due = time.monotonic() + (1.0 if failed else self._config.probe_interval)
         return ""

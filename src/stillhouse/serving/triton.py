@@ -228,6 +228,8 @@ def _assemble_backends(folder: Path, native: Path, stub: Path) -> Path:
     sources = {python / file.name: file for file in native.iterdir() if file.is_file()}
     sources[python / stub.name] = stub
     sources[onnx / "model.py"] = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
+    parts = Path(__file__).parents[1] / "tasks" / "front_models"
+    sources[onnx / "encoder_session.py"] = parts / "encoder_session.py"
     for target, source in sources.items():
         # Copied: the server refuses a backend whose real path lies outside the backend folder. Renamed when whole: a
         # server that starts beside this one never finds half a file.

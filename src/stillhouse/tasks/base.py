@@ -66,7 +66,7 @@ class Task(ABC):
     """How the class names in a fitting checkpoint's `architectures` end, for example `ForSequenceClassification`."""
     front_model: Path
     """Source of the served front model: text in, the task's outputs out."""
-    front_parts: tuple[str, ...] = ("batch_queue.py", "queue_metrics.py", "request_log.py")
+    front_parts: tuple[str, ...] = ("batch_queue.py", "encoder_session.py", "queue_metrics.py", "request_log.py")
     """Files beside it that it needs where it is served."""
 
     @abstractmethod

@@ -35,8 +35,9 @@ _NAME = re.compile(r"checkpoint-(\d+)$")
 _KEY = re.compile(r"[\w-]+")
 _MARKS = "finished"
 _KEPT_S = 24 * 3600.0
-_WHOLE = "trainer_state.json"
-"""The file that the trainer writes last: a checkpoint without it was cut off."""
+_WHOLE = "whole"
+"""An empty file, made last: a checkpoint without it was cut off. The trainer's last file will not do, since the trainer
+does not wait for the other processes to write their parts, and that file itself may be cut off."""
 
 
 class CheckpointStore:
@@ -63,6 +64,10 @@ class CheckpointStore:
             if (match := _NAME.search(path.name)) and (path / _WHOLE).is_file()
         ]
         return max(found)[1] if found else None
+
+    def seal(self, step: int) -> None:
+        """Mark the checkpoint of that step as whole, once all processes have written their parts of it."""
+        (self.folder / f"checkpoint-{step}" / _WHOLE).touch()
 
     def push_random_states(self) -> None:
         """Copy what only this node has of the newest checkpoint, before the whole is pushed: its generators' states."""

@@ -1,4 +1,4 @@
-"""What every training does beside its steps: tell how far it is, mirror its checkpoints, and load them."""
+"""What every training does beside its steps: tell how far it is, seal and mirror its checkpoints, and load them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ResumableTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Reports progress, and mirrors checkpoints to the store's remote."""
+    """Reports progress, seals checkpoints, and mirrors them to the store's remote."""
 
     def __init__(self, step: Step | None, store: CheckpointStore) -> None:
         self._step = step
@@ -47,9 +47,11 @@ class Watch(TrainerCallback):
             self._note = f"validation {name} {metrics[f'eval_{name}']:.3f}"
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        ranks.barrier()  # each process has written its part
+        if ranks.is_node_main():  # nodes that share the folder make the same mark
+            self._store.seal(state.global_step)
         if not self._store.remote:
             return
-        ranks.barrier()  # each process has written its part
         if ranks.is_node_main() and not ranks.is_main():
             self._store.push_random_states()
         ranks.barrier()

@@ -71,6 +71,12 @@ def test_export_and_quantisation_keep_the_answers(family: str, tmp_path: Path):
     assert counts["MatMul"] <= 2 * layers
     assert small.stat().st_size < 0.45 * full.stat().st_size
     assert half.stat().st_size < 0.6 * full.stat().st_size
+    # The feed-forward network of the last layer sees the token that is read, and no other.
+    exported = onnx.shape_inference.infer_shapes(onnx.load(str(full))).graph
+    axes = {value.name: len(value.type.tensor_type.shape.dim) for value in exported.value_info}
+    inner = {tensor.name for tensor in exported.initializer if tuple(tensor.dims) == (64, 128)}
+    seen = [axes[node.output[0]] for node in exported.node if node.op_type == "MatMul" and node.input[1] in inner]
+    assert seen == [3] * (layers - 1) + [2]
     for path in (full, small):
         found = operators(path)
         # One operator for GELU, and none that is slower than what it stands for.

@@ -140,7 +140,7 @@ def test_packages_of_all_kinds_answer_alike_and_hold_each_weight_once(family: st
         assert np.allclose(answers.probabilities.sum(axis=1), 1, atol=1e-5)
         assert package.parity["tolerance"] == {"fp32": 1e-3}.get(precision, 0.05)
     parity = found["int8-static"][0].parity
-    assert 1e-6 < parity["mean_difference"] < 0.03 and parity["agreement"] >= 0.9
+    assert 1e-6 < parity["mean_difference"] < 0.04 and parity["agreement"] >= 0.9
     assert found["int8-static"][0].bytes < 0.5 * found["fp32"][0].bytes
     whole = matrices(found["fp32"][1], TensorProto.FLOAT)
     if pruned:

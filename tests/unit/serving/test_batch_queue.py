@@ -146,6 +146,91 @@ def test_takers_wait_and_all_end_when_it_is_closed():
         queue.add("too late", 1)
 
 
+def test_what_is_urgent_comes_first_and_is_not_refused(clock):
+    queue = queue_of(max_items=1, max_wait=1.0, batch_rows=2)
+    work(queue, clock, rows=1, seconds=3.0)
+    queue.add("a", 1)
+    queue.add("probe", 1, urgent=True)
+    with pytest.raises(QueueFull):
+        queue.add("b", 1)
+    clock.now += 0.5
+    assert queue.take() == (["probe", "a"], [])
+    queue.add("probe", 1, urgent=True)
+    clock.now += 100.0
+    assert queue.take() == (["probe"], [])  # nor is it ever too late
+    queue.close()
+    with pytest.raises(QueueFull, match="unloaded"):
+        queue.add("probe", 1, urgent=True)
+
+
+def pass_by(queue, clock, seconds=0.25) -> bool:
+    """Whether an item may pass, which then takes its time."""
+    if may := queue.begin(1):
+        begin = clock.now
+        clock.now += seconds
+        queue.done(1, 1, begin)
+    return may
+
+
+def test_a_lone_callers_items_pass_and_now_and_then_one_does_not(clock):
+    queue = queue_of()
+    for _ in range(4):
+        assert [pass_by(queue, clock) for _ in range(5)] == [True, True, True, False, False]
+        work(queue, clock, rows=1, seconds=0.25)
+    assert queue.totals() == Totals(items=16, refused=0, queue_seconds=0, compute_seconds=4.0, waiting=0)
+
+
+def test_nobody_passes_who_is_one_of_several(clock):
+    queue = queue_of(max_wait=1.0)
+    assert queue.begin(1)
+    assert not queue.begin(1)  # something is at work
+    queue.done(1, 1, clock.now)
+    queue.add("a", 1)
+    assert not queue.begin(1)  # "a" waits
+    queue.take()
+    queue.add("b", 1)  # while "a" is at work
+    queue.take()
+    queue.done(2, 2, clock.now)
+    clock.now += 0.9
+    assert not queue.begin(1)
+    clock.now += 0.2
+    assert queue.begin(1)
+
+
+def test_who_is_refused_was_one_of_several_too(clock):
+    queue = queue_of(max_items=1)
+    queue.add("a", 1)
+    clock.now += 5.0
+    with pytest.raises(QueueFull):
+        queue.add("b", 1)
+    queue.take()
+    queue.done(1, 1, clock.now)
+    assert not queue.begin(1)
+
+
+def test_a_probe_is_no_caller(clock):
+    queue = queue_of()
+    queue.add("a", 1)
+    queue.add("probe", 1, urgent=True)
+    queue.take()
+    queue.done(2, 2, clock.now)
+    assert queue.begin(1)
+
+
+def test_what_passes_counts_as_at_work(clock):
+    queue = queue_of(max_wait=1.0)
+    work(queue, clock, rows=1, seconds=3.0)
+    assert queue.begin(1)
+    with pytest.raises(QueueFull, match="1500 ms until its turn"):
+        queue.add("a", 1)
+
+
+def test_a_closed_queue_is_not_passed():
+    queue = queue_of()
+    queue.close()
+    assert not queue.begin(1)
+
+
 def test_totals_say_what_went_through(clock):
     queue = queue_of(max_wait=2.0, max_items=3, batch_rows=2)
     for item in ("a", "b", "c"):

@@ -2,13 +2,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_package import write_tokenizer
 from tokenizers import Tokenizer
 
-from stillhouse.tasks.front_models.text_classification import CALL_TOKENS, TextClassifier, TextError, load
+from stillhouse.tasks.front_models import text_classification
+from stillhouse.tasks.front_models.text_classification import (
+    CALL_TOKENS,
+    TextClassifier,
+    TextError,
+    TritonPythonModel,
+    load,
+)
 
 SETTINGS = {"label_names": ["no", "yes"], "max_length": 6, "max_text_bytes": 60, "max_batch_size": 4, "pad_id": 0}
 
@@ -113,6 +122,14 @@ def test_limit_counts_bytes_and_is_inclusive(classifier):
     assert len(classifier(["ä".encode() * 30])[1]) == 1
     with pytest.raises(TextError, match="62 bytes"):
         classifier(["ä".encode() * 31])
+
+
+def test_without_onnxruntime_it_says_what_to_do(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(text_classification.__file__).parent))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "encoder_session", raising=False)
+    with pytest.raises(RuntimeError, match="encoder_in_front, which needs onnxruntime in the server's Python"):
+        TritonPythonModel()._open_encoder({}, {})
 
 
 def test_load_reads_its_folder(tmp_path, encoder):

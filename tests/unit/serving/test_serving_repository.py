@@ -25,6 +25,7 @@ def test_layout_and_contract(tmp_path):
         "reviews-encoder/1/model.onnx",
         "reviews-encoder/config.pbtxt",
         "reviews/1/batch_queue.py",
+        "reviews/1/encoder_session.py",
         "reviews/1/model.py",
         "reviews/1/queue_metrics.py",
         "reviews/1/request_log.py",
@@ -55,16 +56,19 @@ def test_front_model_is_verbatim_and_standalone(tmp_path):
     package = build_package(tmp_path / "package")
     task = get_task("classification")
     parts = {"model.py": task.front_model, **{name: task.front_model.with_name(name) for name in task.front_parts}}
-    imported = set()
+    imported: dict[str, set[str]] = {name: set() for name in parts}
     for name, path in parts.items():
         source = path.read_bytes()
         assert (package / "triton" / "reviews" / "1" / name).read_bytes() == source
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
+                imported[name] |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module.split(".")[0])
-    assert imported - set(sys.stdlib_module_names) == {"numpy", "tokenizers", "triton_python_backend_utils"}
+                imported[name].add(node.module.split(".")[0])
+    beyond = {name: modules - set(sys.stdlib_module_names) for name, modules in imported.items()}
+    # NVIDIA's image has no onnxruntime for Python, so that one is imported only where a package asks for it.
+    assert beyond.pop("encoder_session.py") == {"numpy", "onnxruntime"}
+    assert set().union(*beyond.values()) == {"numpy", "tokenizers", "triton_python_backend_utils"}
 
 
 def test_clients_can_read_what_they_talk_to(tmp_path):
@@ -83,7 +87,21 @@ def test_the_queue_is_the_front_models_own(tmp_path):
     assert not front.HasField("dynamic_batching")
     assert front.instance_group[0].count == 1
     wanted = {"max_queue_size": 12, "max_wait_ms": 250, "batch_rows": 5, "encoder_instances": 2}
-    assert wanted.items() <= settings_of(package).items()
+    assert {**wanted, "encoder_in_front": False}.items() <= settings_of(package).items()
+
+
+def test_the_front_model_is_told_to_run_its_encoder(tmp_path):
+    package = build_package(tmp_path / "package", encoder_in_front=True, encoder_threads=3)
+    assert {"encoder_in_front": True, "encoder_threads": 3}.items() <= settings_of(package).items()
+    # It can be called by itself all the same.
+    assert config_of(package / "triton/reviews-encoder/config.pbtxt").backend == "onnxruntime"
+
+
+def test_the_front_model_runs_one_encoder_on_a_cpu(tmp_path):
+    with pytest.raises(InputError) as caught:
+        build_package(tmp_path / "package", encoder_in_front=True, encoder_instances=2, serving_device="gpu")
+    assert [problem.where for problem in caught.value.problems] == ["encoder_in_front"] * 2
+    assert "serving_device=cpu" in str(caught.value) and "encoder_instances=1" in str(caught.value)
 
 
 def test_serving_options_reach_the_configuration(tmp_path):

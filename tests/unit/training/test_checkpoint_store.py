@@ -1,28 +1,30 @@
 """Where resumable checkpoints are kept."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from stillhouse.errors import InputError
-from stillhouse.training.checkpoints import open_store
+from stillhouse.training.checkpoints import CheckpointStore, open_store
 
 
-def write_checkpoint(folder: Path, step: int, *, whole: bool = True) -> None:
-    path = folder / f"checkpoint-{step}"
+def write_checkpoint(store: CheckpointStore, step: int, *, whole: bool = True) -> None:
+    path = store.folder / f"checkpoint-{step}"
     path.mkdir()
     (path / "model.safetensors").write_bytes(b"x" * step)
+    (path / "trainer_state.json").write_text("{}")
     if whole:
-        (path / "trainer_state.json").write_text("{}")
+        store.seal(step)
 
 
 def test_the_latest_is_the_newest_whole_one(tmp_path: Path):
     with open_store(str(tmp_path), "key") as store:
         assert store.latest() is None
-        write_checkpoint(store.folder, 9)
-        write_checkpoint(store.folder, 10)
-        write_checkpoint(store.folder, 11, whole=False)  # cut off by a kill
+        write_checkpoint(store, 9)
+        write_checkpoint(store, 10)
+        write_checkpoint(store, 11, whole=False)  # killed while another process wrote its part
         assert store.latest() == tmp_path / "key" / "checkpoint-10"
     with open_store(str(tmp_path), "other") as store:
         assert store.latest() is None
@@ -63,7 +65,7 @@ def test_what_may_not_be_handed_over_yet_is_kept_for_a_day(root: str, tmp_path: 
             assert not filesystem.exists(f"{path}/finished/{key}")  # it has begun
             found = store.latest()
             if found is None:
-                write_checkpoint(store.folder, 5)
+                write_checkpoint(store, 5)
                 store.push()
             store.finish(handed_over=handed_over)
             return found
@@ -94,12 +96,10 @@ def test_an_object_store_mirrors_whole_checkpoints_only():
 
     uri = "memory://checkpoints"
     with open_store(uri, "key") as store:
-        write_checkpoint(store.folder, 5)
+        write_checkpoint(store, 5)
         store.push()
-        write_checkpoint(store.folder, 6)
-        (store.folder / "checkpoint-5" / "model.safetensors").unlink()
-        (store.folder / "checkpoint-5" / "trainer_state.json").unlink()
-        (store.folder / "checkpoint-5").rmdir()
+        write_checkpoint(store, 6)
+        shutil.rmtree(store.folder / "checkpoint-5")
         store.push()
         local = store.folder
     assert not local.exists()

@@ -138,7 +138,7 @@ def test_a_killed_training_continues_from_its_last_checkpoint(dataset: Path, tmp
     log = (tmp_path / "log").open("w")
     first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("checkpoints/*/checkpoint-*/trainer_state.json"))) < 2:
+    while len(list(tmp_path.glob("checkpoints/*/checkpoint-*/whole"))) < 2:
         assert first.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.02)

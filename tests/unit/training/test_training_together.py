@@ -101,7 +101,7 @@ def test_two_processes_killed_and_continued_make_the_steps_of_one(dataset: Path,
     with (tmp_path / "log").open("w") as log:
         first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     deadline = time.monotonic() + 180
-    while not list(tmp_path.glob("checkpoints/*/checkpoint-*/trainer_state.json")):
+    while not list(tmp_path.glob("checkpoints/*/checkpoint-*/whole")):
         assert first.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.02)

@@ -9,6 +9,7 @@ second, and in the long run ever fewer are taken (https://github.com/triton-infe
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -21,6 +22,11 @@ Item = TypeVar("Item")
 _LARGE = 8.0
 """An item of more rows than a batch may wait longer, by so many times what those rows take: a list that one caller
 sends in a few large requests would else be refused because of itself."""
+_ALONE = 1.0
+"""Seconds for which nobody has come while another was waiting or at work, until a caller counts as a lone one."""
+_PASSING = 3
+"""Items of a lone caller in a row that may pass the queue. While the next one is at work in the queue's way, others are
+seen to come."""
 _MEMORY = 0.2
 """Weight of the newest batch in the mean time that a row takes."""
 
@@ -62,31 +68,56 @@ class BatchQueue(Generic[Item]):
         self._seconds_per_row = 0.0
         self._last_done = 0.0
         self._closed = False
+        self._crowded = -math.inf  # when somebody came while another was waiting or at work
+        self._passed = 0  # items in a row that passed the queue
         self._items, self._refused = 0, 0
         self._queue_seconds, self._compute_seconds = 0.0, 0.0
         self._changed = threading.Condition()
 
-    def add(self, item: Item, rows: int) -> None:
-        """Put an item at the end.
+    def add(self, item: Item, rows: int, *, urgent: bool = False) -> None:
+        """Put an item at the end, or one that is urgent at the beginning, where it waits for what is at work only.
 
         Raises:
-            QueueFull: there is no room for it.
+            QueueFull: there is no room for it. For what is urgent there always is, until the queue is closed.
         """
         with self._changed:
             allowed = self._max_wait + _LARGE * max(0, rows - self._batch_rows) * self._seconds_per_row
+            if urgent:
+                allowed = math.inf
+            elif self._waiting or self._rows_at_work:
+                self._crowded = time.monotonic()
+            self._passed = 0
             if refusal := self._refusal(allowed):
                 self._refused += 1
                 raise QueueFull(refusal)
             now = time.monotonic()
-            self._waiting.append((item, rows, now, now + allowed))
+            put = self._waiting.appendleft if urgent else self._waiting.append
+            put((item, rows, now, now + allowed))
             self._rows_waiting += rows
             self._changed.notify()
+
+    def begin(self, rows: int) -> bool:
+        """Begin with a lone caller's item past the queue, as a batch of its own; `done` ends it.
+
+        Who works past the queue takes nothing in meanwhile, and what comes then waits where it is not seen. Pauses do
+        not tell whether something waits there: on a busy machine they grow. So only a few items in a row may pass.
+
+        Returns:
+            Whether it may begin. If not, it is to be added.
+        """
+        with self._changed:
+            alone = time.monotonic() - self._crowded >= _ALONE
+            if self._closed or self._waiting or self._rows_at_work or not alone or self._passed >= _PASSING:
+                return False
+            self._passed += 1
+            self._rows_at_work += rows
+            return True
 
     def _refusal(self, allowed: float) -> str:
         """Why an item that may wait for `allowed` seconds cannot be taken in now; empty if it can."""
         if self._closed:
             return "the model is being unloaded"
-        if len(self._waiting) >= self._max_items:
+        if len(self._waiting) >= self._max_items and allowed < math.inf:
             return f"{len(self._waiting)} requests are waiting already"
         # Half of what is at work is still to be done, on the average.
         wait = (self._rows_waiting + self._rows_at_work / 2) * self._seconds_per_row

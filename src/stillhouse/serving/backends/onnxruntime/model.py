@@ -1,31 +1,20 @@
 """Serves `backend: "onnxruntime"` models on a Triton that has a Python backend only.
 
 A Python-based backend: Triton loads this file for each model whose configuration names the backend `onnxruntime`. It
-takes the model repository that NVIDIA's native backend takes, and reads the parameters of it that are used here.
+takes the model repository that NVIDIA's native backend takes, and reads the parameters of it that are used here. What
+opens the session, `encoder_session.py`, stands beside it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import json
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to its maker unless told not to before it is imported
-import onnxruntime
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: those of its affinity, or its container's share of time where that is less."""
-    cores = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, max(1, int(quota) // int(period)))  # `max` is no number: no limit
-    return cores
 
 
 class TritonPythonModel:
@@ -33,22 +22,18 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open a session on `model.onnx`, with `intra_op_thread_count` threads, or its share of the cores."""
+        sys.path.insert(0, str(Path(__file__).parent))  # where this file and the one that it comes with stand
+        encoder_session = importlib.import_module("encoder_session")
         config = json.loads(args["model_config"])
-        path = Path(args["model_repository"]) / args["model_version"]
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        options = onnxruntime.SessionOptions()
         instances = sum(group.get("count", 1) for group in config.get("instance_group", [{}]))
         threads = int(parameters.get("intra_op_thread_count", 0))
-        options.intra_op_num_threads = threads or max(1, usable_cores() // max(1, instances))
-        options.inter_op_num_threads = 1
-        # Threads spin from one operator to the next, which is quickest, but no longer: the server and the front model
-        # share the cores, and all that they do between two calls would take half as long again.
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
-        providers = ["CPUExecutionProvider"]
-        if args["model_instance_kind"] == "GPU":
-            providers.insert(0, "CUDAExecutionProvider")
-        self._session = onnxruntime.InferenceSession(
-            str(path / (config.get("default_model_filename") or "model.onnx")), options, providers=providers
+        self._session = encoder_session.open_session(
+            Path(args["model_repository"])
+            / args["model_version"]
+            / (config.get("default_model_filename") or "model.onnx"),
+            threads=threads or max(1, encoder_session.usable_cores() // max(1, instances)),
+            gpu=args["model_instance_kind"] == "GPU",
         )
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
