@@ -69,8 +69,8 @@ MANY = ServingOptions(encoder_instances=len(os.sched_getaffinity(0)), encoder_th
 """For `throughput`: what a user sets to whom texts a second count, and one text's latency less."""
 FRONT = ServingOptions(encoder_in_front=True)
 """For `latency`: what a user sets to whom each millisecond counts."""
-BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=5)
-"""For `overload`: what a user sets to bound the latency of a model that takes some 5 ms, for half of the throughput."""
+BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=3)
+"""For `overload`: what a user sets to bound the latency of a model that takes some 4 ms, for half of the throughput."""
 
 
 @dataclass
@@ -300,31 +300,32 @@ def overload(bench: Bench) -> None:
 def soak(bench: Bench) -> None:
     """70% of the knee's throughput, as an open loop, once queue and arenas have found their size.
 
-    That is after half a minute of the most callers, who make the largest batches, and two minutes of the load itself.
-    The knee's throughput is measured anew before each minute: what a shared machine can do changes by the minute.
+    That is after half a minute of more than it can do, which fills the queue, and two minutes of the load itself. The
+    knee's throughput is measured anew before each half minute: what a shared machine can do changes by the minute.
     """
-    with served(bench) as (config, status):
+    with served(bench, "many") as (config, status):
         parts: list[LoadResult] = []
         held: list[int] = []
         rates: list[float] = []
         errors: list[Counter[str]] = []
-        bench.load(status, LEVELS[-1], bench.seconds(30))
-        for _ in range(12):
+        rate = bench.load_at_knee(status, 5).texts_per_second
+        run_open_load(status.grpc_url, MODEL, bench.texts, rate=1.5 * rate, seconds=bench.seconds(30))
+        for _ in range(24):
             knee = bench.load_at_knee(status, 5)
             rates.append(knee.texts_per_second)
             with punctual():
                 parts.append(
-                    run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rates[-1], seconds=bench.seconds(60))
+                    run_open_load(status.grpc_url, MODEL, bench.texts, rate=0.7 * rates[-1], seconds=bench.seconds(30))
                 )
             errors.append(Counter(knee.errors) + Counter(parts[-1].errors))
             held.append(memory(config))
-    held = held[1:]
-    latencies = np.concatenate([part.latencies for part in parts[2:]])
+    held = held[3:]
+    latencies = np.concatenate([part.latencies for part in parts[4:]])
     bench.note("soak: requests", sum(part.requests for part in parts))
-    bench.note("soak: texts a second at the knee, before each minute", [round(rate, 1) for rate in rates])
+    bench.note("soak: texts a second at the knee, before each half minute", [round(rate, 1) for rate in rates])
     bench.note("soak: p50 and p99, ms", [round(float(value), 1) for value in np.percentile(latencies, (50, 99))])
-    bench.note("soak: errors, each minute", [dict(minute) for minute in errors])
-    bench.note("soak: MB held, each minute", [round(value / 1e6, 1) for value in held])
+    bench.note("soak: errors, each half minute", [dict(part) for part in errors])
+    bench.note("soak: MB held, after each half minute", [round(value / 1e6, 1) for value in held])
     bench.claim("errors in ten minutes at 70% of the knee", sum(map(Counter.total, errors)), high=0)
     bench.claim("growth of memory", held[-1] / held[0] - 1, high=0.02)
 

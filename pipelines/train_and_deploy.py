@@ -99,6 +99,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
         min_retention: float = 0.97,
         quality_metric: str = "accuracy",
         bootstrap_samples: int = 1000,
+        latency_samples: int = 200,
+        throughput_rows: int = 512,
         tracking_uri: str = "",
         experiment: str = "stillhouse",
         run_name: str = "",
@@ -193,6 +195,8 @@ def define(cluster: Cluster | None = None) -> BaseComponent:
             min_retention: Least share of the teacher's quality that a choice by real-time or memory must keep.
             quality_metric: What quality means: accuracy, macro_f1 or mcc.
             bootstrap_samples: Resamples for the 95% intervals.
+            latency_samples: Test texts answered one at a time to measure latency, in each of 3 rounds.
+            throughput_rows: Test rows answered in batches of 32 to measure throughput, over all rounds.
             tracking_uri: MLflow's tracking URI; empty takes MLFLOW_TRACKING_URI.
             experiment: MLflow experiment.
             run_name: Name of the MLflow run; empty lets MLflow choose.

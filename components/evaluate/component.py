@@ -13,6 +13,8 @@ def evaluate(
     min_retention: float,
     quality_metric: str,
     bootstrap_samples: int,
+    latency_samples: int,
+    throughput_rows: int,
     promotion: str,
     significance: float,
     champion_version: str,
@@ -36,6 +38,8 @@ def evaluate(
         min_retention: Least share of the FP32 teacher's quality that a candidate must keep.
         quality_metric: Metric that retention and the policies are computed from.
         bootstrap_samples: Resamples for the intervals.
+        latency_samples: Test texts answered one at a time to measure latency, in each of 3 rounds.
+        throughput_rows: Test rows answered in batches of 32 to measure throughput, over all rounds.
         promotion: `better` or `always`: when the chosen package may replace the champion.
         significance: Level of the tests against the champion.
         champion_version: The champion's registered version; empty where there is none to compare with.
@@ -62,8 +66,8 @@ def evaluate(
     with step("evaluate") as watch:
         config = library.EvaluateConfig(
             policy=policy, min_retention=min_retention, quality_metric=quality_metric,
-            bootstrap_samples=bootstrap_samples, promotion=promotion, significance=significance,
-            champion_version=champion_version, seed=seed,
+            bootstrap_samples=bootstrap_samples, latency_samples=latency_samples, throughput_rows=throughput_rows,
+            promotion=promotion, significance=significance, champion_version=champion_version, seed=seed,
         )  # fmt: skip
         output = Path(evaluation.path)
         manifest = library.evaluate(

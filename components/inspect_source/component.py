@@ -73,6 +73,8 @@ def inspect_source(
     min_retention: float,
     quality_metric: str,
     bootstrap_samples: int,
+    latency_samples: int,
+    throughput_rows: int,
     model_name: str,
     tracking_uri: str,
     experiment: str,

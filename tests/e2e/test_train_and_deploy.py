@@ -28,7 +28,8 @@ def settings(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "data": write_reviews(tmp_path_factory.mktemp("source") / "reviews.csv", 1500),
         "text_column": "review", "label_column": "verdict", "model_name": "verdicts", "max_length": 64,
         "teacher_epochs": 3, "student_epochs": 2, "albert_epochs": 0.5, "evaluations_per_epoch": 1,
-        "bootstrap_samples": 200, "policy": "real-time", "min_retention": 0.8,
+        "bootstrap_samples": 200, "latency_samples": 50, "throughput_rows": 96,
+        "policy": "real-time", "min_retention": 0.8,
         "grpc_port": ports.grpc, "http_port": ports.http, "metrics_port": ports.metrics,
     }  # fmt: skip
 

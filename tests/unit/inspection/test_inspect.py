@@ -46,7 +46,7 @@ def test_every_parameter_that_will_not_do_is_named(source: Path):
         "teacher_epochs": 0.0, "student_learning_rate": 7.0, "albert_embedding_size": 0, "batch_size": 0,
         "distill_layers": "x", "distill_temperature": 0.0, "precisions": "int4", "max_text_bytes": 0,
         "student_prune_heads": 1.0, "student_prune_ffn": -0.5, "student_sparsity": 2.0, "prune_epochs": 0.0,
-        "calibration_rows": 0,
+        "calibration_rows": 0, "bootstrap_samples": 50, "latency_samples": 9, "throughput_rows": 0,
         "policy": "best", "min_retention": 0.0, "quality_metric": "bleu", "model_name": "a/b", "deploy_target": "moon",
         "tracking_uri": "ftp://x", "experiment": " ", "promotion": "sometimes", "significance": 1.5,
         "deploy_conflict": "fight", "checkpoint_dir": "s4://bucket",
