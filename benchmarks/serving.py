@@ -185,9 +185,9 @@ def throughput(bench: Bench) -> None:
         name: [] for name in ("list", "list, as it comes", "single", "single, as it comes", "in process", "pipeline",
                               "MLServer")
     }  # fmt: skip
-    batches = {size: inside.sorted_batches(size) for size in (1, 2, 4, 8, 16, 32, 64)}
-    best = max(batches, key=lambda size: batches[size])
-    bench.note("best in-process batch", best)
+    sizes = {way: {size: inside.sorted_batches(size, way) for size in (1, 2, 4, 8, 16, 32, 64)} for way in inside.ways}
+    best = {way: max(speeds, key=speeds.__getitem__) for way, speeds in sizes.items()}
+    bench.note("best in-process batch, by batches under way", best)
     with served(bench) as (_, status):
         callers = bench.knee(status)
     with served(bench, "many") as (_, status):
@@ -202,7 +202,7 @@ def throughput(bench: Bench) -> None:
                 if bench.mlserver:
                     load = bench.load(status, callers, bench.seconds(15))
                     speed[f"single{how}"].append(load.texts_per_second)
-        speed["in process"].append(inside.sorted_batches(best))
+        speed["in process"].append(max(inside.sorted_batches(size, way) for way, size in best.items()))
         speed["pipeline"].append(pipeline.run(32))
         if bench.mlserver:
             with mlserver(bench.mlserver, bench.folder) as ask:
