@@ -35,7 +35,7 @@ test-fast: $(INSTALLED) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(INSTALLED) ## Run the tests that train, serve or build
-	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 check: $(INSTALLED) ## Check style, types, generated docs and compiled pipelines
 	$(BIN)/python -m ruff check

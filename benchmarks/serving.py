@@ -70,7 +70,7 @@ MANY = ServingOptions(encoder_instances=len(os.sched_getaffinity(0)), encoder_th
 FRONT = ServingOptions(encoder_in_front=True)
 """For `latency`: what a user sets to whom each millisecond counts."""
 BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=3)
-"""For `overload`: what a user sets to bound the latency of a model that takes some 4 ms, for half of the throughput."""
+"""For `overload`: what a user sets to bound the latency of a model that takes some 4 ms, for some half of its throughput."""
 
 
 @dataclass
@@ -293,7 +293,7 @@ def overload(bench: Bench) -> None:
     bench.claim("median time to refuse, by the unloaded p50", hard.error_p50 / calm.p50, high=1.0)
     wrong = sum(count for status, count in hard.errors.items() if status not in ("UNAVAILABLE", "DEADLINE_EXCEEDED"))
     bench.claim("requests refused with another status", wrong, high=0)
-    bench.claim("share that is answered, of what the knee would do", hard.texts_per_second / rate, low=0.4)
+    bench.claim("share that is answered, of what the knee would do", hard.texts_per_second / rate, low=0.33)
     bench.claim("p99 afterwards, by the one before", after.p99 / calm.p99, high=1.25)
 
 

@@ -16,7 +16,7 @@ def test_a_run_that_was_killed_twice_continues_where_it_was(make_home: Callable[
     settings = {
         "data": write_reviews(tmp_path / "reviews.csv", 700), "text_column": "review", "label_column": "verdict",
         "max_train_rows": 500, "teacher_epochs": 1, "albert_epochs": 1, "student_epochs": 15,
-        "early_stopping_patience": 0, "bootstrap_samples": 200,
+        "early_stopping_patience": 0, "precisions": "fp32", "bootstrap_samples": 200, "latency_samples": 20,
     }  # fmt: skip
 
     def newest_checkpoint() -> int:

@@ -37,7 +37,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "extra_candidates": json.dumps([f"{folder}/roberta", f"odd={folder}/xlnet"]), "extra_epochs": 0.5,
         "teacher": f"scratch://bert?{small}", "albert": f"scratch://albert?{small}&embedding_size=8",
         "distill_layers": "1", "teacher_epochs": 0.2, "student_epochs": 0.2, "albert_epochs": 0.2,
-        "max_length": POSITIONS, "bootstrap_samples": 200, "precisions": "fp32",
+        "max_length": POSITIONS, "precisions": "fp32", "bootstrap_samples": 200, "latency_samples": 20,
     }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Retraining:
                        "&vocab_size=200",
             "teacher_epochs": 4, "teacher_learning_rate": 1e-3, "student_epochs": 1, "student_learning_rate": 1e-3,
             "albert_epochs": 1, "albert_learning_rate": 1e-3, "albert_embedding_size": 32, "precisions": "fp32",
-            "policy": "quality", "model_name": "verdicts", "bootstrap_samples": 500,
+            "policy": "quality", "model_name": "verdicts", "bootstrap_samples": 500, "latency_samples": 50,
             "grpc_port": ports.grpc, "http_port": ports.http, "metrics_port": ports.metrics,
         }  # fmt: skip
 

@@ -61,6 +61,8 @@ def test_the_evaluation_holds_every_candidate_and_baseline(first: Run):
     assert albert["parameters"] < 0.3 * teacher["parameters"]
     assert candidates["albert", "int8"]["bytes"] < 0.35 * albert["bytes"]
     assert evaluation["choice"]["deployable"] is True
+    settings = evaluation["choice"]["settings"]
+    assert (settings["latency_samples"], settings["throughput_rows"]) == (50, 96)
 
 
 def test_the_served_model_answers_as_it_was_measured(first: Run, home: Home):
