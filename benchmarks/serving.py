@@ -70,7 +70,7 @@ MANY = ServingOptions(encoder_instances=len(os.sched_getaffinity(0)), encoder_th
 FRONT = ServingOptions(encoder_in_front=True)
 """For `latency`: what a user sets to whom each millisecond counts."""
 BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=3)
-"""For `overload`: what a user sets to bound the latency of a model that takes some 4 ms, for some half of its throughput."""
+"""For `overload`: what a user sets to bound the latency of a model that takes some 4 ms, for half of what it can do."""
 
 
 @dataclass

@@ -11,7 +11,6 @@ import pytest
 import tritonclient.grpc as triton
 from local_runs import CACHED_STEPS, UNCACHED_STEPS, Home, Run, kept_ports, write_reviews
 
-
 pytestmark = pytest.mark.slow
 
 
