@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import psutil
@@ -195,11 +196,13 @@ def test_repository_calls_are_closed(own_server, releases):
     assert is_answering(started)
 
 
-def slow_front(package):
-    """0.2 s longer in each call of the encoder."""
+def slow_front(package, seconds=0.2):
+    """So much longer in each call of the encoder."""
     path = package / "triton/reviews/1/model.py"
     source = path.read_text()
-    slow = source.replace("response = pb_utils.Infer", "import time; time.sleep(0.2); response = pb_utils.Infer", 1)
+    slow = source.replace(
+        "response = pb_utils.Infer", f"import time; time.sleep({seconds}); response = pb_utils.Infer", 1
+    )
     assert slow != source
     path.write_text(slow)
 
@@ -248,6 +251,22 @@ def test_killed_under_load_it_answers_again_within_10_seconds(own_server, releas
     assert ("Triton ended with code -9" if victim == "server" else "Python process") in trouble
     assert " ready: " in lines[-1]
     assert read_status(own_server.folder).restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("victim", "told"), [("server", "Triton ended with code -9."), ("reviews-encoder", "Python process")]
+)
+def test_killed_during_a_probe_it_tells_who_ended(own_server, tmp_path, victim, told):
+    slow = fetched(tmp_path / "slow", "1", change=partial(slow_front, seconds=3))
+    started = start_server(config_of(own_server, slow, "1", probe_interval=0.0))
+    time.sleep(1.5)  # by then the next one has begun
+    (encoder,) = model_processes(started.server_pid, own_server.folder / "served/reviews-encoder")
+    os.kill(started.server_pid if victim == "server" else encoder.pid, signal.SIGKILL)
+    log, deadline = own_server.folder / "logs/supervisor.log", time.monotonic() + 30
+    while not (found := [line for line in log.read_text().splitlines() if " trouble: " in line]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert told in found[0]
 
 
 def test_overload_is_no_reason_to_restart(own_server, tmp_path):

@@ -76,6 +76,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_reader: threading.Thread | None = None
         self._models: list[psutil.Process] = []  # the Python processes of the server that answers
+        self._first_ended = ""  # which of the server's processes was the first to end
         self._answered = 0  # requests, by its own count
         self._key = ""
         self._stopping = False
@@ -162,7 +163,7 @@ class Supervisor:
     def _start(self) -> None:
         config = self._config
         verify_release(config.package, PackageManifest.load(config.package), config.version)
-        self._key = secrets.token_hex(16)
+        self._key, self._first_ended = secrets.token_hex(16), ""
         command = self._triton.command(
             self._live.folder,
             config.ports,
@@ -214,7 +215,7 @@ class Supervisor:
                 answer = self._probe()
                 failed = failed + 1 if answer and not self._answers_others() else 0
                 if ended := self._ended():
-                    return ended  # rather than what the probe met of it
+                    return ended  # which tells more than what the probe met of it
                 if failed == 2:
                     return answer
                 due = time.monotonic() + (1.0 if failed else self._config.probe_interval)
@@ -262,14 +263,15 @@ class Supervisor:
         return [p for name in names for p in self._processes(self._live.folder / name / self._config.version)]
 
     def _ended(self) -> str:
-        """Which of the server's processes is no more; empty while all are there."""
-        code = self._process.poll() if self._process else None
-        if code is not None:
-            return f"Triton ended with code {code}."
-        for process in self._models:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                return f"Triton's Python process {process.pid} ended."
-        return ""
+        """Which of the server's processes ended first, by itself; empty while all are there."""
+        if not self._first_ended:
+            code = self._process.poll() if self._process else None
+            gone = (p for p in self._models if not p.is_running() or p.status() == psutil.STATUS_ZOMBIE)
+            if code is not None:
+                self._first_ended = f"Triton ended with code {code}."
+            elif process := next(gone, None):
+                self._first_ended = f"Triton's Python process {process.pid} ended."
+        return self._first_ended
 
     def _probe(self, config: ServerConfig | None = None) -> str:
         """Ask for one real inference. Returns why there was no answer, or nothing."""
