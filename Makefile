@@ -22,7 +22,7 @@ demo: $(INSTALLED) ## Train, distil, compare, register and serve on built-in dat
 	$(BIN)/stillhouse run --preset demo --set deploy_target=local
 	$(BIN)/stillhouse predict \
 		"The room was spotless and the staff could not have been kinder." \
-		"I expected to love it, but the soup was cold and nobody cared."
+		"I expected to love it, but the soup was bland and the waiter rude."
 	@echo
 	@echo "The server is still running. To stop it: $(BIN)/stillhouse serve stop"
 

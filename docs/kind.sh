@@ -209,7 +209,7 @@ ask() {
 }
 
 EXAMPLES=("The room was spotless and the staff could not have been kinder."
-    "I expected to love it, but the soup was cold and nobody cared.")
+    "I expected to love it, but the soup was bland and the waiter rude.")
 
 case ${1:-} in
 up)
