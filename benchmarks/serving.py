@@ -66,7 +66,7 @@ LABELS = ["negative", "positive"]
 LEVELS = (1, 2, 4, 8, 12, 16, 24, 32)
 OPTIONS = ServingOptions()
 MANY = ServingOptions(encoder_instances=len(os.sched_getaffinity(0)), encoder_threads=1)
-"""For `throughput`: what a user sets to whom texts a second count, and one text's latency less."""
+"""For `throughput` and `soak`: what a user sets to whom texts a second count, and one text's latency less."""
 FRONT = ServingOptions(encoder_in_front=True)
 """For `latency`: what a user sets to whom each millisecond counts."""
 BOUNDED = ServingOptions(batch_rows=2, max_wait_ms=3)

@@ -196,6 +196,14 @@ def test_repository_calls_are_closed(own_server, releases):
     assert is_answering(started)
 
 
+def supervisor_log(config):
+    return (config.folder / "logs/supervisor.log").read_text()
+
+
+def troubles(config):
+    return [line for line in supervisor_log(config).splitlines() if " trouble: " in line]
+
+
 def slow_front(package, seconds=0.2):
     """So much longer in each call of the encoder."""
     path = package / "triton/reviews/1/model.py"
@@ -223,7 +231,7 @@ def test_stopped_under_load_it_answers_what_it_accepted(own_server, tmp_path):
     assert {answer.error[:23] for answer in load.failed if answer.sent < asked + 1} == {"[StatusCode.NOT_FOUND] "}
     log = (own_server.folder / "logs/server.log").read_text()
     assert "Signal (11)" not in log
-    assert "stopping: answering what was accepted" in (own_server.folder / "logs/supervisor.log").read_text()
+    assert "stopping: answering what was accepted" in supervisor_log(own_server)
 
 
 @pytest.mark.parametrize("victim", ["reviews", "reviews-encoder", "server"])
@@ -245,11 +253,10 @@ def test_killed_under_load_it_answers_again_within_10_seconds(own_server, releas
     print(f"killed {victim}: answering again after {answered[0].received - killed:.1f} s")
     assert not psutil.pid_exists(started.server_pid)
     assert [process for process in before if process.is_running()] == []
-    lines = (own_server.folder / "logs/supervisor.log").read_text().splitlines()
-    (trouble,) = [line for line in lines if " trouble: " in line]
+    (trouble,) = troubles(own_server)
     assert trouble[:4].isdigit()  # it begins with the time
     assert ("Triton ended with code -9" if victim == "server" else "Python process") in trouble
-    assert " ready: " in lines[-1]
+    assert " ready: " in supervisor_log(own_server).splitlines()[-1]
     assert read_status(own_server.folder).restarts == 1
 
 
@@ -262,11 +269,11 @@ def test_killed_during_a_probe_it_tells_who_ended(own_server, tmp_path, victim, 
     time.sleep(1.5)  # by then the next one has begun
     (encoder,) = model_processes(started.server_pid, own_server.folder / "served/reviews-encoder")
     os.kill(started.server_pid if victim == "server" else encoder.pid, signal.SIGKILL)
-    log, deadline = own_server.folder / "logs/supervisor.log", time.monotonic() + 30
-    while not (found := [line for line in log.read_text().splitlines() if " trouble: " in line]):
+    deadline = time.monotonic() + 30
+    while not troubles(own_server):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert told in found[0]
+    assert told in troubles(own_server)[0]
 
 
 def test_overload_is_no_reason_to_restart(own_server, tmp_path):
@@ -291,7 +298,7 @@ def test_altered_package_is_refused_at_the_start_and_at_a_restart(own_server, re
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert "tokenizer.json was altered" in status.message
-    assert "refused: " in (own_server.folder / "logs/supervisor.log").read_text()
+    assert "refused: " in supervisor_log(own_server)
     with pytest.raises(InputError, match=r"tokenizer\.json was altered") as caught:
         start_server(config)
     assert caught.value.exit_code == 2

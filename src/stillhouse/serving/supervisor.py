@@ -213,9 +213,9 @@ class Supervisor:
                 self._change()
             elif time.monotonic() >= due:
                 answer = self._probe()
-                failed = failed + 1 if answer and not self._answers_others() else 0
                 if ended := self._ended():
                     return ended  # which tells more than what the probe met of it
+                failed = failed + 1 if answer and not self._answers_others() else 0
                 if failed == 2:
                     return answer
                 due = time.monotonic() + (1.0 if failed else self._config.probe_interval)
