@@ -23,7 +23,7 @@ from stillhouse.cli.options import (
     WithTls,
     tls_settings,
 )
-from stillhouse.errors import InputError, Problem, ServingError
+from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -142,7 +142,7 @@ def serve(
         stdout().print(_table(steps, document["knee"], against))
     _say_what_limits(steps, document, stderr().print)
     if document["knee"] is None:
-        raise ServingError(f"{url} answered no request; the table says why.")
+        raise _no_knee(steps, url, seconds)
     if plots := _plots(folder, steps, model, document["knee"]):
         stderr().print(f"Wrote bench.json, {plots} to {folder}.", markup=False, soft_wrap=True)
     else:
@@ -308,6 +308,21 @@ def _say_what_limits(steps: Sequence[Step], document: dict[str, Any], say: Calla
         )
     if len(steps) > 1 and document["knee"] == steps[-1].concurrency:
         say("The knee is the last step: try a higher --concurrency.", soft_wrap=True)
+
+
+def _no_knee(steps: Sequence[Step], url: str, seconds: float) -> StillhouseError:
+    """Why no step has a throughput: every request failed, or each answer took longer than was measured."""
+    answered = [float(step.result.latencies.min()) for step in steps if step.result.latencies.size]
+    if not answered:
+        return ServingError(f"{url} answered no request; the table says why.")
+    fastest = min(answered) / 1000
+    return InputError(
+        Problem(
+            "--seconds",
+            f"no answer of {url} came in the {seconds:g} s measured, the fastest took {fastest:.1f} s.",
+            f"Measure for longer: --seconds {math.ceil(10 * fastest)}.",
+        )
+    )
 
 
 def _plots(folder: Path, steps: Sequence[Step], model: str, knee: int | None) -> str:

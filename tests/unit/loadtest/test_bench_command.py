@@ -38,7 +38,7 @@ def bench(monkeypatch, capsys):
 
 
 def quick(url, *more):
-    return ("--url", url, "--model", "m", "-c", "1", "--seconds", "0.2", *more)
+    return ("--url", url, "--model", "m", "-c", "1", "--seconds", "1", *more)
 
 
 def test_everything_wrong_is_told_at_once(bench, tmp_path):
@@ -111,6 +111,14 @@ def test_a_server_that_rejects_everything_ends_with_an_error_and_the_table(bench
     document = json.loads((tmp_path / "bench.json").read_text())
     assert document["knee"] is None and set(document["steps"][0]["errors"]) == {"UNAVAILABLE"}
     assert not (tmp_path / "bench.png").exists()
+
+
+def test_answers_longer_than_the_measured_time_are_told_with_the_time_to_give(bench, serve, tmp_path):
+    url, _ = serve(lambda number: time.sleep(0.7) or "7")
+    code, _, err = bench(*quick(url, "--seconds", "0.1", "--output", str(tmp_path)))
+    (step,) = json.loads((tmp_path / "bench.json").read_text())["steps"]
+    assert step["requests"] == 1 and step["p50"] >= 700
+    assert code == 2 and f"the fastest took {step['p50'] / 1000:.1f} s" in err and "--seconds" in err
 
 
 def test_what_was_measured_stays_when_the_server_goes(bench, serve, tmp_path, monkeypatch):

@@ -102,6 +102,13 @@ def test_a_stall_that_outlasts_the_time_is_in_the_latencies(serve):
     assert result.texts_per_second == pytest.approx((result.requests - 1) / 0.3)  # it came too late to count here
 
 
+def test_each_caller_is_measured_though_the_answers_of_the_warm_up_outlast_the_time(serve):
+    url, _ = serve(lambda number: time.sleep(0.3 if number else 0) or ("7" if number > 2 else "warm-up"))
+    result = run_load(url, "m", TEXTS, concurrency=2, seconds=0.1, warmup=0.1)
+    assert result.releases == {"7": 2} and result.latencies.min() >= 300
+    assert result.texts_per_second == 0
+
+
 def test_failures_are_counted_by_status_and_kept_out_of_the_latencies(serve):
     def behave(number):
         if number % 3 == 1:
