@@ -17,15 +17,16 @@ from pathlib import Path
 
 __all__ = ["PRETRAINING_MODULES", "STEP_MODULES", "code_version", "step_versions"]
 
+_ROOT = Path(__file__).parent
+# Packages copy these as files, so nothing imports them.
+_FRONT_MODELS = tuple(
+    f"stillhouse.tasks.front_models.{path.stem}" for path in sorted(_ROOT.glob("tasks/front_models/*.py"))
+)
+
 STEP_MODULES = {
     "prepare_data": ("stillhouse.data.prepare", "stillhouse.data.demo"),
     "train": ("stillhouse.training.steps",),
-    "package": (
-        "stillhouse.export.package",
-        "stillhouse.tasks.front_models.text_classification",
-        "stillhouse.tasks.front_models.batch_queue",
-        "stillhouse.tasks.front_models.request_log",
-    ),
+    "package": ("stillhouse.export.package", *_FRONT_MODELS),
     "evaluate": ("stillhouse.evaluation.evaluate", "stillhouse.evaluation.worker"),
 }
 """Entry modules of each kind of cached step of the main pipeline."""
@@ -35,8 +36,6 @@ PRETRAINING_MODULES = {
     "pretrain": ("stillhouse.pretraining.steps",),
 }
 """The same of the pretraining pipeline."""
-
-_ROOT = Path(__file__).parent
 
 
 def step_versions(modules: Mapping[str, tuple[str, ...]] = STEP_MODULES) -> dict[str, str]:

@@ -79,16 +79,18 @@ def test_an_equal_run_finds_every_turn_of_the_loop_in_the_cache(first: Run, home
     assert again.steps("cached") == CACHED_STEPS | EXTRA_STEPS
 
 
-def test_without_one_of_them_only_the_comparison_is_made_anew(first: Run, home: Home, settings: dict[str, Any]):
+def test_without_one_of_them_or_by_another_policy_only_the_comparison_is_made_anew(
+    first: Run, home: Home, settings: dict[str, Any]
+):
     _, odd = json.loads(settings["extra_candidates"])
-    run = home.run("tiny", **{**settings, "extra_candidates": json.dumps([odd])})
+    run = home.run("tiny", **{**settings, "extra_candidates": json.dumps([odd]), "policy": "memory"})
     assert run.returncode == 0, run.stderr
     assert run.steps("started") == {*UNCACHED_STEPS, "evaluate"}
     assert run.steps("cached") == (CACHED_STEPS | {"finetune-odd", "package-odd"}) - {"evaluate"}
 
 
 def test_changed_parameters_execute_just_what_depends_on_them(first: Run, home: Home, settings: dict[str, Any]):
-    run = home.run("tiny", **{**settings, "student_epochs": 0.1, "policy": "memory"})
+    run = home.run("tiny", **{**settings, "student_epochs": 0.1})
     assert run.returncode == 0, run.stderr
     assert run.steps("started") == {*UNCACHED_STEPS, "distill-student", "package-student", "evaluate"}
 

@@ -281,9 +281,42 @@ def test_overload_is_no_reason_to_restart(own_server, tmp_path):
     started = start_server(config_of(own_server, slow, "1", probe_interval=0.2))
     with constant_load(started.grpc_url, "reviews", TEXTS, threads=12) as load:
         time.sleep(8)
-    assert len(load.failed) > len(load.answered) > 10  # probes are refused as others are
+    assert len(load.failed) > len(load.answered) > 10
     status = read_status(own_server.folder)
     assert (status.status, status.restarts, status.server_pid) == ("ready", 0, started.server_pid)
+
+
+def test_an_encoder_that_hangs_under_load_is_a_reason(own_server, tmp_path):
+    """Though others are refused at once, which Triton counts as success."""
+    stuck = tmp_path / "stuck"
+
+    def hanging_front(package):
+        path = package / "triton/reviews/1/model.py"
+        source = path.read_text()
+        hanging = source.replace(
+            "response = pb_utils.Infer",
+            f"while os.path.exists({str(stuck)!r}): time.sleep(0.1)\n        response = pb_utils.Infer",
+            1,
+        )
+        assert hanging != source
+        path.write_text(hanging)
+
+    package = fetched(tmp_path / "package", "1", change=hanging_front, batch_rows=1, max_queue_size=1)
+    started = start_server(config_of(own_server, package, "1", probe_interval=0.2, probe_timeout=1.0))
+    with constant_load(started.grpc_url, "reviews", TEXTS, threads=12) as load:
+        time.sleep(1)
+        stuck.touch()
+        deadline = time.monotonic() + 30
+        while not troubles(own_server):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        stuck.unlink()
+        restarted = time.monotonic()
+        while not any(answer.sent > restarted for answer in load.answered):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert any("the model is overloaded" in answer.error for answer in load.failed)
+    assert read_status(own_server.folder).restarts == 1
 
 
 def test_altered_package_is_refused_at_the_start_and_at_a_restart(own_server, releases, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse import versions
+from stillhouse.tasks.base import Task
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def changed(before: dict[str, str]) -> set[str]:
         ("objectives/distillation.py", {"train", "package", "evaluate"}),  # tasks, which all three use, hold the losses
         ("training/trainer.py", {"train"}),
         ("export/onnx.py", {"package"}),
-        ("tasks/front_models/text_classification.py", {"package"}),
+        *((f"tasks/front_models/{part}", {"package"}) for part in ("text_classification.py", *Task.front_parts)),
         ("evaluation/policy.py", {"evaluate"}),
         ("evaluation/templates/report.html.j2", {"evaluate"}),
         ("errors.py", {"prepare_data", "train", "package", "evaluate"}),

@@ -72,16 +72,6 @@ class ModelControl:
         with self._client(f"could not unload {model}") as client:
             client.unload_model(model, headers=self._headers, client_timeout=self._timeout)
 
-    def answered(self, model: str) -> int:
-        """How many requests a model has answered since it was loaded.
-
-        Raises:
-            ServingError: the server did not say.
-        """
-        with self._client(f"could not tell about {model}") as client:
-            statistics = client.get_inference_statistics(model, client_timeout=10.0)
-        return sum(int(entry.inference_stats.success.count) for entry in statistics.model_stats)
-
     @contextmanager
     def _client(self, failed: str) -> Iterator[InferenceServerClient]:
         from tritonclient import grpc

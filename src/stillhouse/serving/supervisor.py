@@ -77,7 +77,6 @@ class Supervisor:
         self._log_reader: threading.Thread | None = None
         self._models: list[psutil.Process] = []  # the Python processes of the server that answers
         self._first_ended = ""  # which of the server's processes was the first to end
-        self._answered = 0  # requests, by its own count
         self._key = ""
         self._stopping = False
         self._asked = False  # to change the release
@@ -215,7 +214,7 @@ class Supervisor:
                 answer = self._probe()
                 if ended := self._ended():
                     return ended  # which tells more than what the probe met of it
-                failed = failed + 1 if answer and not self._answers_others() else 0
+                failed = failed + 1 if answer else 0
                 if failed == 2:
                     return answer
                 due = time.monotonic() + (1.0 if failed else self._config.probe_interval)
@@ -286,15 +285,6 @@ class Supervisor:
                 raise ServingError(f"version {row['model_version']} answers.")
 
         return self._ask(answer)
-
-    def _answers_others(self) -> bool:
-        """Whether requests were answered since this was last asked: a server that refuses under load is not sick."""
-        before = self._answered
-
-        def count() -> None:
-            self._answered = self._control().answered(self._config.model)
-
-        return not self._ask(count) and self._answered > before
 
     def _ask(self, call: Callable[[], None]) -> str:
         """Make a call to the server. Returns why it failed, or nothing."""

@@ -16,7 +16,9 @@ so; any training under the same `checkpoint_dir` removes what was marked a day a
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -36,8 +38,9 @@ _KEY = re.compile(r"[\w-]+")
 _MARKS = "finished"
 _KEPT_S = 24 * 3600.0
 _WHOLE = "whole"
-"""An empty file, made last: a checkpoint without it was cut off. The trainer's last file will not do, since the trainer
-does not wait for the other processes to write their parts, and that file itself may be cut off."""
+"""The file made last, which names the others and their sizes: where it or one of them is missing, a checkpoint was cut
+off while it was written or deleted. The trainer's last file will not do, since the trainer does not wait for the other
+processes to write their parts, and that file itself may be cut off."""
 
 
 class CheckpointStore:
@@ -61,13 +64,19 @@ class CheckpointStore:
         found = [
             (int(match[1]), path)
             for path in self.folder.glob("checkpoint-*")
-            if (match := _NAME.search(path.name)) and (path / _WHOLE).is_file()
+            if (match := _NAME.search(path.name)) and _is_whole(path)
         ]
         return max(found)[1] if found else None
 
     def seal(self, step: int) -> None:
         """Mark the checkpoint of that step as whole, once all processes have written their parts of it."""
-        (self.folder / f"checkpoint-{step}" / _WHOLE).touch()
+        folder = self.folder / f"checkpoint-{step}"
+        # One that was itself cut off may have left its partial file.
+        files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(_WHOLE)]
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        partial = folder / f"{_WHOLE}.partial"
+        partial.write_text(json.dumps(sizes), encoding="utf-8")
+        os.replace(partial, folder / _WHOLE)
 
     def push_random_states(self) -> None:
         """Copy what only this node has of the newest checkpoint, before the whole is pushed: its generators' states."""
@@ -140,6 +149,14 @@ class CheckpointStore:
             filesystem, root = fsspec.core.url_to_fs(self.remote)
             if filesystem.exists(root):
                 filesystem.rm(root, recursive=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / _WHOLE).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except OSError:
+        return False
 
 
 @contextmanager

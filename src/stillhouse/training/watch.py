@@ -48,7 +48,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         ranks.barrier()  # each process has written its part
-        if ranks.is_node_main():  # nodes that share the folder make the same mark
+        if ranks.is_main() or (self._store.per_node and ranks.is_node_main()):
             self._store.seal(state.global_step)
         if not self._store.remote:
             return

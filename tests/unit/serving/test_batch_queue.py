@@ -163,6 +163,17 @@ def test_what_is_urgent_comes_first_and_is_not_refused(clock):
         queue.add("probe", 1, urgent=True)
 
 
+def test_probes_that_nobody_takes_do_not_pile_up():
+    queue = queue_of(max_items=2)
+    queue.add("a", 1)
+    queue.add("b", 1)
+    for _ in range(8):
+        queue.add("probe", 1, urgent=True)
+    with pytest.raises(QueueFull, match="10 requests are waiting"):
+        queue.add("probe", 1, urgent=True)
+    assert queue.take()[0] == ["probe"] * 4
+
+
 def pass_by(queue, clock, seconds=0.25) -> bool:
     """Whether an item may pass, which then takes its time."""
     if may := queue.begin(1):

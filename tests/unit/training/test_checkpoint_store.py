@@ -30,6 +30,19 @@ def test_the_latest_is_the_newest_whole_one(tmp_path: Path):
         assert store.latest() is None
 
 
+@pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json", "whole"])
+def test_one_whose_deletion_was_cut_off_is_not_resumed(tmp_path: Path, lost: str):
+    """A trainer deletes its older checkpoints, in any order, before it has sealed the new one."""
+    with open_store(str(tmp_path), "key") as store:
+        write_checkpoint(store, 9)
+        write_checkpoint(store, 10)
+        (store.folder / "checkpoint-10" / lost).unlink()
+        assert store.latest() == store.folder / "checkpoint-9"
+        write_checkpoint(store, 11)
+        (store.folder / "checkpoint-11" / "model.safetensors").write_bytes(b"cut off")
+        assert store.latest() == store.folder / "checkpoint-9"
+
+
 def test_a_training_that_still_runs_is_waited_for_and_then_refused(tmp_path: Path):
     (tmp_path / "key").mkdir()
     with (

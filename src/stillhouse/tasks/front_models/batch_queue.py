@@ -27,6 +27,8 @@ _ALONE = 1.0
 _PASSING = 3
 """Items of a lone caller in a row that may pass the queue. While the next one is at work in the queue's way, others are
 seen to come."""
+_SPARE = 8
+"""Urgent items for which there is room where all others' is taken. More of them are a sign that nothing moves."""
 _MEMORY = 0.2
 """Weight of the newest batch in the mean time that a row takes."""
 
@@ -78,7 +80,7 @@ class BatchQueue(Generic[Item]):
         """Put an item at the end, or one that is urgent at the beginning, where it waits for what is at work only.
 
         Raises:
-            QueueFull: there is no room for it. For what is urgent there always is, until the queue is closed.
+            QueueFull: there is no room for it, or it would wait too long, which nothing urgent does.
         """
         with self._changed:
             allowed = self._max_wait + _LARGE * max(0, rows - self._batch_rows) * self._seconds_per_row
@@ -87,7 +89,7 @@ class BatchQueue(Generic[Item]):
             elif self._waiting or self._rows_at_work:
                 self._crowded = time.monotonic()
             self._passed = 0
-            if refusal := self._refusal(allowed):
+            if refusal := self._refusal(allowed, self._max_items + _SPARE * urgent):
                 self._refused += 1
                 raise QueueFull(refusal)
             now = time.monotonic()
@@ -113,11 +115,11 @@ class BatchQueue(Generic[Item]):
             self._rows_at_work += rows
             return True
 
-    def _refusal(self, allowed: float) -> str:
-        """Why an item that may wait for `allowed` seconds cannot be taken in now; empty if it can."""
+    def _refusal(self, allowed: float, room: int) -> str:
+        """Why an item that may wait for `allowed` seconds, one of `room`, cannot be taken in now; empty if it can."""
         if self._closed:
             return "the model is being unloaded"
-        if len(self._waiting) >= self._max_items and allowed < math.inf:
+        if len(self._waiting) >= room:
             return f"{len(self._waiting)} requests are waiting already"
         # Half of what is at work is still to be done, on the average.
         wait = (self._rows_waiting + self._rows_at_work / 2) * self._seconds_per_row

@@ -218,8 +218,10 @@ class TritonPythonModel:
             # While a request is answered here, what comes waits in Triton's own queue, which refuses nobody: so it must
             # be one text, and the queue tells when it is time to see whether others come.
             if len(texts) != 1 or not self._queue.begin(1):
-                # A probe asks whether the model lives, which a refusal does not tell.
-                self._queue.add(waiting, len(texts), urgent=waiting.request_id == self._probe_id)
+                # A probe asks whether the model lives, which a refusal does not tell. It has one text: nobody else is
+                # to go first with a list.
+                urgent = waiting.request_id == self._probe_id and len(texts) == 1
+                self._queue.add(waiting, len(texts), urgent=urgent)
                 return None
         except TextError as error:
             self._outcomes.add(invalid=1)
