@@ -12,14 +12,19 @@ __all__ = ["handlers_kept", "terminable"]
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM raise `SystemExit(143)` in the main thread, as SIGINT raises KeyboardInterrupt."""
+    """Let SIGTERM and SIGHUP raise `SystemExit` in the main thread, as SIGINT raises KeyboardInterrupt.
 
-    def end(*_: object) -> None:
-        raise SystemExit(143)
+    Its code is 128 and the signal's number, as a shell tells it.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
 
     with handlers_kept():
         if threading.current_thread() is threading.main_thread():  # only that one may set a handler
-            signal.signal(signal.SIGTERM, end)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    signal.signal(number, end)
         yield
 
 

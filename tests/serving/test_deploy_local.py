@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +18,10 @@ from stillhouse.client import predict_texts
 from stillhouse.deploy import DeployConfig, deploy_local, deploy_release
 from stillhouse.deploy import config as deploy_config
 from stillhouse.deploy import shelf as shelf_module
+from stillhouse.deploy.local import serving_lock, stop_serving
 from stillhouse.errors import RegistryError, ServingError
 from stillhouse.serving.runtime import PackageRuntime
-from stillhouse.serving.server import server_status, serving_folder, stop_server
+from stillhouse.serving.server import ServerConfig, read_status, server_status, serving_folder, start_server
 from stillhouse.serving.triton import free_ports
 
 
@@ -57,7 +62,7 @@ def config(tmp_path):
         metrics_port=ports.metrics,
         home=tmp_path,
     )
-    stop_server(tmp_path)
+    stop_serving(serving_folder(tmp_path))
     assert remains(serving_folder(tmp_path)) == []
     assert remains(serving_folder(tmp_path) / "candidate") == []
 
@@ -117,6 +122,61 @@ def test_failure_after_the_switch_brings_the_previous_release_back(registry, con
     assert back.request  # or the switch was never made
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_while_it_tries_a_release_it_leaves_nothing_of_it(registry, config, number):
+    deploy_local(config, registry=registry, smoke_rows=TEXTS)
+    trial = serving_folder(config.home) / "candidate"
+
+    def tell():
+        while not (trial / "server.json").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    watcher = threading.Thread(target=tell, daemon=True)
+    watcher.start()
+    with pytest.raises(SystemExit) as end:
+        deploy_local(dataclasses.replace(config, version="2"), registry=registry, smoke_rows=TEXTS)
+    assert end.value.code == 128 + number
+    assert remains(trial) == []
+    assert (champion(registry), served_version(config)) == ("1", "1")
+
+
+def test_told_to_end_after_the_switch_it_brings_the_previous_release_back(registry, config):
+    deploy_local(config, registry=registry, smoke_rows=TEXTS)
+    seen = []
+
+    def allowed():
+        seen.append(served_version(config))
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(SystemExit) as end:
+        deploy_local(dataclasses.replace(config, version="2"), registry=registry, smoke_rows=TEXTS, allowed=allowed)
+    assert end.value.code == 143
+    assert seen == ["1", "2"]
+    assert (champion(registry), served_version(config)) == ("1", "1")
+
+
+def test_what_a_killed_deployment_left_is_stopped_with_the_server(registry, config):
+    deploy_local(config, registry=registry, smoke_rows=TEXTS)
+    folder = serving_folder(config.home)
+    status = server_status(config.home)
+    trial = ServerConfig(
+        folder=folder / "candidate",
+        package=Path(status.package),
+        model=status.model,
+        version=status.version,
+        ports=free_ports(),
+    )
+    start_server(trial)
+    with serving_lock(folder, wait_s=0):  # a deployment is under way, whose it is
+        assert stop_serving(folder).version == "1"
+    assert read_status(trial.folder).status == "ready"
+    assert stop_serving(folder) is None
+    assert remains(trial.folder) == []
+
+
 def test_lock_lost_after_the_switch_brings_the_previous_release_back(registry, config):
     deploy_local(config, registry=registry, smoke_rows=TEXTS)
     calls = []
@@ -163,7 +223,7 @@ def test_old_releases_are_cleared_out(registry, config, monkeypatch):
 
 def test_another_model_takes_the_place_of_the_first_in_the_record(registry, config, tmp_path):
     deploy_local(config, registry=registry, smoke_rows=TEXTS[:2])
-    stop_server(config.home)  # what is stopped is still what was released here
+    stop_serving(serving_folder(config.home))  # what is stopped is still what was released here
     place = f"local {socket.gethostname()}"
     assert registry.service == {("reviews", place): "1"}
     registry.packages["4"] = build_package(tmp_path / "verdicts", served_name="verdicts")

@@ -16,12 +16,13 @@ from stillhouse.artifacts import PackageManifest
 from stillhouse.client import predict_texts
 from stillhouse.deploy import DeployConfig, deploy_local
 from stillhouse.deploy import config as deploy_config
+from stillhouse.deploy.local import stop_serving
 from stillhouse.deploy.rollback import roll_back
 from stillhouse.errors import InputError, RegistryError
 from stillhouse.progress import Step
 from stillhouse.registry import MlflowRegistry
 from stillhouse.serving.journal import read_releases
-from stillhouse.serving.server import server_status, serving_folder, stop_server
+from stillhouse.serving.server import server_status, serving_folder
 from stillhouse.serving.triton import free_ports
 
 IN_CONTAINER = deploy_config.container_marker()
@@ -57,7 +58,7 @@ def packages(tmp_path_factory):
 @pytest.fixture
 def home(tmp_path):
     yield tmp_path / "home"
-    stop_server(tmp_path / "home")
+    stop_serving(serving_folder(tmp_path / "home"))
     assert remains(serving_folder(tmp_path / "home")) == []
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -45,6 +46,12 @@ def recovered(config, restarts):
     return status and status.status == "ready" and status.restarts >= restarts and is_answering(status) and status
 
 
+def started_again(supervisor):
+    """Where `stub_of` finds the server that a supervisor runs now."""
+    (server,) = psutil.Process(supervisor).children()
+    return SimpleNamespace(server_pid=server.pid)
+
+
 def test_life(own_server):
     started = start_server(own_server)
     assert started.status == "ready"
@@ -71,6 +78,34 @@ def test_killed_python_process_is_noticed(own_server, model):
     assert status.server_pid != started.server_pid
     assert status.pid == started.pid
     assert predict_texts(status.grpc_url, "reviews", ["good"])[0]["model_version"] == "7"
+
+
+def test_a_state_that_cannot_be_written_is_no_reason_to_end(own_server):
+    """As on a full disk: the supervisor goes on, and says so in its log."""
+    started = start_server(own_server)
+    state = own_server.folder / "server.json"
+    state.unlink()
+    state.mkdir()
+    os.kill(started.server_pid, signal.SIGKILL)
+    log = own_server.folder / "logs/supervisor.log"
+    eventually(lambda: log.read_text().count(" ready: ") == 2)
+    assert is_answering(started)
+    assert "server.json cannot be written" in log.read_text()
+    state.rmdir()
+    stub_of(started_again(started.pid), "reviews").kill()
+    assert eventually(lambda: recovered(own_server, 2)).pid == started.pid
+
+
+def test_a_start_that_fails_for_lack_of_room_is_tried_again(own_server):
+    started = start_server(own_server)
+    served = own_server.folder / "served"
+    moved = served.rename(own_server.folder / "moved")
+    served.write_text("in the way")
+    os.kill(started.server_pid, signal.SIGKILL)
+    eventually(lambda: "it cannot be started: " in (own_server.folder / "logs/supervisor.log").read_text())
+    served.unlink()
+    assert eventually(lambda: recovered(own_server, 2)).pid == started.pid
+    shutil.rmtree(moved)
 
 
 def test_killed_triton_is_noticed(own_server):

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,7 +100,15 @@ def serve(
     from stillhouse.loadtest import bench_document, ramp
 
     secured = tls_settings(tls, tls_ca, tls_cert, tls_key)
-    levels, lines = _inputs(concurrency, texts, secured, seconds=seconds, batch_size=batch_size, timeout=timeout)
+    levels, lines = _inputs(
+        concurrency,
+        texts,
+        secured,
+        {"--url": url, "--against": against},
+        seconds=seconds,
+        batch_size=batch_size,
+        timeout=timeout,
+    )
     url, model = endpoint(url, model)
     folder = _output_folder(output, model)
     settings = {
@@ -151,14 +160,26 @@ def serve(
 
 
 def _inputs(
-    concurrency: str, texts: str | None, tls: Tls | None, *, seconds: float, batch_size: int, timeout: float
+    concurrency: str,
+    texts: str | None,
+    tls: Tls | None,
+    addresses: Mapping[str, str | None],
+    *,
+    seconds: float,
+    batch_size: int,
+    timeout: float,
 ) -> tuple[list[int], list[bytes]]:
     """Levels of concurrency in ascending order, and the texts.
 
     Raises:
         InputError: with everything that is wrong with them.
     """
+    from stillhouse.client.connection import Connection
+
     problems = tls.problems() if tls else []
+    for option, address in addresses.items():
+        if address:
+            problems += [replace(problem, where=option) for problem in Connection(url=address).problems()]
     parts = [part.strip() for part in concurrency.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         remedy = "Give whole numbers from 1, with commas: 1,2,4,8."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 
 _STOPPED = "no server runs."
+_LOCK_SECONDS = 60.0
 
 
 @app.command()
@@ -58,8 +60,9 @@ def start(
 ) -> None:
     """Serve a registered model or a package folder, in place of what is served now.
 
-    Returns when the model has answered. Where the ports stay the same, no request is lost. The alias `champion` stays
-    where it is: only the pipeline and `stillhouse rollback` move it.
+    Returns when the model has answered. Where the ports stay the same, no request is lost, except with --foreground,
+    which first stops what is served. The alias `champion` stays where it is: only the pipeline and `stillhouse
+    rollback` move it.
     """
     from stillhouse.cli.extras import require
     from stillhouse.cli.output import stderr, stdout
@@ -67,7 +70,7 @@ def start(
 
     require("tritonclient", "local", "`stillhouse serve`")
     require("tokenizers", "local", "`stillhouse serve`")
-    from stillhouse.deploy.local import serve_instead
+    from stillhouse.deploy.local import serve_instead, serving_lock
     from stillhouse.serving.journal import record_release
     from stillhouse.serving.server import serving_folder, stop_folder
     from stillhouse.serving.supervisor import Supervisor
@@ -77,31 +80,39 @@ def start(
         raise InputError(problems)
     folder = serving_folder(writable_home())
     ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
-    config = _server_config(model_uri, folder, ports)
     registered = model_uri is None or model_uri.startswith("models:")
-    what = f"{config.model} version {config.version} at gRPC 127.0.0.1:{ports.grpc}"
-    if not foreground:
-        serve_instead(config)
-        record_release(config, "serve", registered=registered)
-        stdout().print(f"Serving {what}. Stop it with `stillhouse serve stop`.", markup=False, soft_wrap=True)
-        return
-    if stopped := stop_folder(folder):
-        stderr().print(f"Stopped {stopped.model} version {stopped.version}.")
-    if taken := ports.taken():
-        raise InputError(taken)
-    stderr().print(f"Starting {what}. Ctrl-C stops it.", markup=False, soft_wrap=True)
-    record_release(config, "serve", registered=registered)
-    raise typer.Exit(Supervisor(config, echo=True).run())
+    with ExitStack() as changing:
+        # Held until it serves: a deployment under way would clear out the package that was fetched.
+        changing.enter_context(serving_lock(folder, wait_s=_LOCK_SECONDS))
+        config = _server_config(model_uri, folder, ports)
+        what = f"{config.model} version {config.version} at gRPC 127.0.0.1:{ports.grpc}"
+        if not foreground:
+            serve_instead(config)
+            record_release(config, "serve", registered=registered)
+            stdout().print(f"Serving {what}. Stop it with `stillhouse serve stop`.", markup=False, soft_wrap=True)
+            return
+        if stopped := stop_folder(folder):
+            stderr().print(f"Stopped {stopped.model} version {stopped.version}.")
+        if taken := ports.taken():
+            raise InputError(taken)
+        stderr().print(f"Starting {what}. Ctrl-C stops it.", markup=False, soft_wrap=True)
+
+        def serving() -> None:
+            record_release(config, "serve", registered=registered)
+            changing.close()
+
+        raise typer.Exit(Supervisor(config, echo=True, on_ready=serving).run())
 
 
 @app.command()
 def stop() -> None:
     """Stop the local server, and wait until all its processes are gone."""
     from stillhouse.cli.output import stdout
-    from stillhouse.serving.server import stop_server
+    from stillhouse.deploy.local import stop_serving
+    from stillhouse.serving.server import serving_folder
     from stillhouse.state import home
 
-    stopped = stop_server(home())
+    stopped = stop_serving(serving_folder(home()))
     stdout().print(f"Stopped {stopped.model} version {stopped.version}." if stopped else _STOPPED, markup=False)
 
 

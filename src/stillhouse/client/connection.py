@@ -15,6 +15,7 @@ from stillhouse.errors import InputError, Problem
 __all__ = ["Connection", "Tls"]
 
 _LARGEST_MESSAGE = 2**31 - 1  # bytes; gRPC's own default for answers is 4 MB
+_LONGEST_KEEPALIVE = 86_400.0  # seconds
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "xds:")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 
@@ -83,8 +84,9 @@ class Connection:
         if not self.url.startswith(_SCHEMES) and not (address and 0 < int(address[2]) < 65536):
             remedy = "Give host:port of the gRPC endpoint, such as localhost:8001."
             found.append(Problem("url", f"{self.url!r} is no address.", remedy))
-        if not self.keepalive > 0:
-            found.append(Problem("keepalive", f"{self.keepalive:g} s will not do.", "Give more than 0."))
+        if not 0 < self.keepalive <= _LONGEST_KEEPALIVE:
+            remedy = f"Give more than 0 and at most {_LONGEST_KEEPALIVE:g}."
+            found.append(Problem("keepalive", f"{self.keepalive:g} s will not do.", remedy))
         return found + (self.tls.problems() if self.tls else [])
 
     def target(self) -> str:

@@ -29,7 +29,10 @@ T = TypeVar("T")
 Texts = Sequence["str | bytes"]
 
 _SHOWN = 20  # problems of one list that are told
-_LOOKUPS = 3
+_LOOKUPS = (16, 32, 64)
+"""How often a release that answered is looked up, until its successor is asked instead. Replicas behind one address may
+be at different releases for a while, as during a canary, and take turns: one of n is met within n lookups."""
+_LONGEST = 86_400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,9 @@ class Protocol:
         problems = connection.problems()
         if not model:
             problems.append(Problem("model", "is empty.", "Give the name by which the model is served."))
-        if not timeout > 0:
-            problems.append(Problem("timeout", f"{timeout:g} s will not do.", "Give more than 0."))
+        if not 0 < timeout <= _LONGEST:
+            remedy = f"Give more than 0 and at most {_LONGEST:g}."
+            problems.append(Problem("timeout", f"{timeout:g} s will not do.", remedy))
         counts = {"retries": (retries, 0), "batch_size": (batch_size, 1), "concurrency": (concurrency, 1)}
         problems += [
             Problem(name, f"{value} will not do.", f"Give {lowest} or more.")
@@ -131,7 +135,7 @@ class Protocol:
         request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
         block = np.array([texts[row] for row in rows], dtype=np.object_).reshape(-1, 1)
         _add_input(request, "TEXT", block)
-        for _ in range(_LOOKUPS):
+        for lookups in _LOOKUPS:
             try:
                 response = yield from self._call("ModelInfer", request, attempts)
             except grpc.RpcError as error:
@@ -144,7 +148,7 @@ class Protocol:
                 return plain_rows(answer.outputs, answer.release)
             # Labels are those of the release that answered, which may have changed since the last answer. One that was
             # replaced in this very moment cannot tell its labels any more: its successor is asked instead.
-            if model := (yield from self._release(answer.release, attempts)):
+            if model := (yield from self._release(answer.release, attempts, lookups)):
                 return read_results(model, answer.outputs, answer.release)
         else:
             raise ServingError(f"{self._url} changes the release of {self._model!r} faster than it can be asked.")
@@ -192,13 +196,10 @@ class Protocol:
             raise self._explain(error) from None
         return self._current
 
-    def _release(self, release: str, attempts: Attempts) -> Plan[ServedModel | None]:
-        """The model as a release describes it; None if there is no such release any more.
-
-        Asked a few times, since replicas behind one address may be at different releases for a while.
-        """
+    def _release(self, release: str, attempts: Attempts, lookups: int) -> Plan[ServedModel | None]:
+        """The model as a release describes it; None if there is no such release any more, by so many lookups."""
         request = service_pb2.ModelConfigRequest(name=self._model, version=release)
-        for _ in range(_LOOKUPS):
+        for _ in range(lookups):
             if release in self._releases:
                 break
             try:

@@ -8,7 +8,8 @@ fails all the same, the previous one is put back in the same way. The alias `cha
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stillhouse.deploy.shelf import clear_out, fetch_release, keep_texts, releas
 from stillhouse.deploy.smoke import KnownAnswer, known_answers, smoke_test
 from stillhouse.deploy.target import Endpoint, Registry, move_champion, record_service
 from stillhouse.errors import InputError, Problem, ServingError, StillhouseError
+from stillhouse.interrupts import terminable
 from stillhouse.progress import Step
 from stillhouse.serving.journal import read_releases, record_release
 from stillhouse.serving.server import (
@@ -32,9 +34,11 @@ from stillhouse.serving.server import (
 )
 from stillhouse.serving.triton import LOOPBACK, free_ports
 
-__all__ = ["deploy_local", "serve_instead"]
+__all__ = ["deploy_local", "serve_instead", "serving_lock", "stop_serving"]
 
 _LOCK_SECONDS = 900.0
+_TRIAL = "candidate"
+"""Folder, in that of the public server, of the one on which a release is tried."""
 
 
 def deploy_local(
@@ -68,19 +72,45 @@ def deploy_local(
         problems.append(Problem("version", "no version is given.", "Register the model first."))
     if problems:
         raise InputError(problems)
+    folder = serving_folder(config.home)
+    # Told to end, it puts back what served before, and ends what it was trying.
+    with terminable(), serving_lock(folder, wait_s=_LOCK_SECONDS):
+        return _deploy_locked(
+            config, registry, smoke_rows, folder, step or Step("deploy"), allowed or (lambda: None), how
+        )
+
+
+@contextmanager
+def serving_lock(folder: Path, *, wait_s: float) -> Iterator[None]:
+    """Be the only one that changes what is served in a folder.
+
+    One lock for the folder, whatever the model: there is one public server to replace. Which of several runs may deploy
+    a model at all is for the registry's lock, which other machines know of too.
+
+    Raises:
+        ServingError: another one still holds it after `wait_s` seconds.
+    """
     from filelock import FileLock, Timeout
 
-    folder = serving_folder(config.home)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "deploy.lock")
     try:
-        # One lock for the folder, whatever the model: there is one public server to replace. Which of several runs may
-        # deploy a model at all is for the registry's lock, which other machines know of too.
-        with FileLock(folder / "deploy.lock", timeout=_LOCK_SECONDS):
-            return _deploy_locked(
-                config, registry, smoke_rows, folder, step or Step("deploy"), allowed or (lambda: None), how
-            )
+        lock.acquire(timeout=wait_s)
     except Timeout:
-        raise ServingError(f"another deployment holds {folder / 'deploy.lock'} for {_LOCK_SECONDS:g} s.") from None
+        what = f"another deployment is under way, and holds {folder / 'deploy.lock'} for {wait_s:g} s."
+        raise ServingError(what) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def stop_serving(folder: Path) -> ServerStatus | None:
+    """Stop the public server, and what a killed deployment left of its trial. Returns what was served, or None."""
+    if (folder / _TRIAL).is_dir():
+        with suppress(ServingError), serving_lock(folder, wait_s=0):  # a deployment under way ends its own
+            stop_folder(folder / _TRIAL)
+    return stop_folder(folder)
 
 
 def _deploy_locked(
@@ -169,7 +199,7 @@ def _serves(status: ServerStatus, wanted: ServerConfig, answers: Sequence[KnownA
 
 def _try_beside(public: ServerConfig, answers: Sequence[KnownAnswer]) -> None:
     """Run the release on spare ports, beside whatever serves now, and test it there."""
-    trial = replace(public, folder=public.folder / "candidate", ports=free_ports(), niceness=10)
+    trial = replace(public, folder=public.folder / _TRIAL, ports=free_ports(), niceness=10)
     trial.folder.mkdir(parents=True, exist_ok=True)
     stop_folder(trial.folder)
     try:

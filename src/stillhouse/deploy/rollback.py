@@ -66,8 +66,9 @@ def roll_back(
     model = model or (live.model if live else releases[-1].model if releases else "")
     if not model:
         raise InputError(Problem("MODEL", "nothing was deployed here yet.", "Run the pipeline first: stillhouse run."))
-    before = _present(model, live, registry)
-    version = to or release_before([entry for entry in releases if entry.model == model], model, before)
+    releases = [entry for entry in releases if entry.model == model]
+    before = _present(model, live, releases, registry)
+    version = to or release_before(releases, model, before)
     _, version = registry.resolve(f"models:/{model}/{version}")
     if version == before == registry.get_alias(model, CHAMPION):
         remedy = "`stillhouse releases` lists those that were served before."
@@ -104,12 +105,15 @@ def release_before(releases: list[Release], model: str, present: str) -> str:
     Args:
         releases: what was served of the model, the oldest first.
         model: its name, for the error.
-        present: the version that is served.
+        present: the version that is served; empty if none of the registered ones is.
 
     Raises:
         InputError: there is none.
     """
     stack = standing(releases)
+    # What was tried by hand after it, and is not served any more, is not before it.
+    places = [place for place, entry in enumerate(stack) if entry.version == present]
+    stack = stack[: places[-1]] if places else stack
     while stack and stack[-1].version == present:
         stack.pop()
     if not stack:
@@ -119,8 +123,12 @@ def release_before(releases: list[Release], model: str, present: str) -> str:
     return stack[-1].version
 
 
-def _present(model: str, live: ServerStatus | None, registry: Registry) -> str:
-    """The version that is served; the champion where the server runs another model, or none."""
-    if live and live.model == model:
-        return live.version
-    return registry.get_alias(model, CHAMPION) or ""
+def _present(model: str, live: ServerStatus | None, releases: list[Release], registry: Registry) -> str:
+    """The registered version that is served; the champion where the server runs another model, or none.
+
+    Empty where it runs a package that is none of the registered versions, whatever number that has.
+    """
+    if live is None or live.model != model:
+        return registry.get_alias(model, CHAMPION) or ""
+    served = [entry for entry in releases if entry.package == live.package]
+    return "" if served and not served[-1].registered else live.version

@@ -137,5 +137,6 @@ def clear_out(folder: Path, name: str, *, keep: set[str]) -> None:
     lately = dict.fromkeys(entry.package for entry in reversed(read_releases(folder, name)))
     keep = keep | set(list(lately)[:_KEPT])
     for path in (folder / "repository" / name).iterdir():
-        if path.is_dir() and str(path) not in keep:
+        # What another process is fetching has a name that begins with a dot.
+        if path.is_dir() and str(path) not in keep and not path.name.startswith("."):
             shutil.rmtree(path, ignore_errors=True)

@@ -9,18 +9,25 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["end_group", "is_running", "remove_shared_memory", "shared_memory_prefix"]
+__all__ = ["end_group", "is_running", "remove_shared_memory", "shared_memory_prefix", "start_ticks"]
 
 
-def is_running(pid: int, created: float) -> bool:
-    """Whether the very process that was recorded still runs: pids are used again, start times are not."""
-    if not pid:
-        return False
+def start_ticks(pid: int) -> int:
+    """When a live process was made, in the kernel's clock ticks since boot, which no change of the clock moves.
+
+    0 for one that has ended.
+    """
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        # proc(5): the second field, a name in parentheses, may hold anything; the third is the state.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def is_running(pid: int, ticks: int) -> bool:
+    """Whether the very process that was recorded still runs: pids are used again, start times are not."""
+    return pid > 0 and start_ticks(pid) == ticks > 0
 
 
 def end_group(leader: int, *, patience: float) -> None:

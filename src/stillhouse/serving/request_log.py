@@ -68,6 +68,7 @@ SCHEMA = pa.schema(
         ("sample", pa.float32()),
     ]
 )
+_MOST_DAYS = 36_500
 COUNTERS = ("requests", "dropped", "expired")
 _SHARED = ("model", "release", "label_names", "sample")
 _NAME = re.compile(r"(\d{4})(\d{2})(\d{2})T\d{6}\.\d{6}Z-.+\.jsonl")
@@ -94,12 +95,15 @@ def compact(folder: str | os.PathLike[str], *, keep_days: int | None = None) -> 
         keep_days: remove the parts of days longer ago than this; None keeps all.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or `keep_days` will not do.
         OSError: it cannot be written.
     """
     root = Path(folder)
+    problems = _days_problems(keep_days)
     if not root.is_dir():
-        raise InputError(Problem(str(root), "there is no such folder.", "Give the folder of the request log."))
+        problems.append(Problem(str(root), "there is no such folder.", "Give the folder of the request log."))
+    if problems:
+        raise InputError(problems)
     close_abandoned(root)
     segments = rows = unreadable = 0
     for path in sorted(root.glob("*.jsonl")):
@@ -127,6 +131,13 @@ def compact(folder: str | os.PathLike[str], *, keep_days: int | None = None) -> 
             if day.name < oldest:
                 shutil.rmtree(day, ignore_errors=True)
     return Compacted(segments, rows, unreadable)
+
+
+def _days_problems(keep_days: int | None) -> list[Problem]:
+    if keep_days is None or 1 <= keep_days <= _MOST_DAYS:
+        return []
+    remedy = f"Give 1 to {_MOST_DAYS}, or leave it out to keep all."
+    return [Problem("keep_days", f"{keep_days} will not do.", remedy)]
 
 
 def read(folder: str | os.PathLike[str], *, since: datetime | None = None, until: datetime | None = None) -> pa.Table:
@@ -199,7 +210,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, metavar="SECONDS", help="go on, and compact at this interval")
     parser.add_argument("--keep-days", type=int, metavar="DAYS", help="remove parts of days longer ago than this")
     options = parser.parse_args(arguments)
-    if not options.every:
+    problems = _days_problems(options.keep_days)
+    if options.every is not None and not 0 < options.every <= threading.TIMEOUT_MAX:
+        problems.append(Problem("every", f"{options.every:g} s will not do.", "Give more than 0."))
+    if problems:
+        print(InputError(problems), file=sys.stderr, flush=True)
+        return InputError.exit_code
+    if options.every is None:
         return _compact_once(options.folder, options.keep_days)
     # Handlers, since the threads that Arrow started would not block a signal; a container's first process needs them,
     # too, to end at all.

@@ -45,7 +45,6 @@ __all__ = [
     "serving_folder",
     "start_server",
     "stop_folder",
-    "stop_server",
     "switch_server",
 ]
 
@@ -116,11 +115,11 @@ class ServerStatus:
     ports: Ports
     pid: int
     """The supervisor."""
-    pid_created: float
-    """When that process was made (seconds since 1970): pids are used again."""
+    pid_ticks: int
+    """When that process was made, in the kernel's clock ticks since boot: pids are used again."""
     server_pid: int = 0
     """Triton, which leads a process group of its own; 0 while there is none."""
-    server_pid_created: float = 0.0
+    server_pid_ticks: int = 0
     started: str = ""
     """When the supervisor was started, ISO 8601 in UTC."""
     restarts: int = 0
@@ -184,7 +183,7 @@ def server_status(home: str | os.PathLike[str]) -> ServerStatus | None:
 def read_status(folder: Path) -> ServerStatus | None:
     """As `server_status`, for a server in any folder."""
     status = ServerStatus.load(folder)
-    if status and status.status != "failed" and not is_running(status.pid, status.pid_created):
+    if status and status.status != "failed" and not is_running(status.pid, status.pid_ticks):
         return replace(status, status="dead", message="its supervisor is gone.")
     return status
 
@@ -319,17 +318,12 @@ def read_wanted(folder: Path) -> tuple[str, ServerConfig] | None:
         return None
 
 
-def stop_server(home: str | os.PathLike[str]) -> ServerStatus | None:
-    """Stop the public server and wait until all its processes are gone. Returns what ran, or None."""
-    return stop_folder(serving_folder(home))
-
-
 def stop_folder(folder: Path) -> ServerStatus | None:
-    """As `stop_server`, for a server in any folder."""
+    """Stop the server in a folder and wait until all its processes are gone. Returns what ran, or None."""
     status = read_status(folder)
     if status is None:
         return None
-    if is_running(status.pid, status.pid_created):
+    if is_running(status.pid, status.pid_ticks):
         with contextlib.suppress(psutil.NoSuchProcess):
             supervisor = psutil.Process(status.pid)
             supervisor.terminate()
@@ -340,7 +334,7 @@ def stop_folder(folder: Path) -> ServerStatus | None:
                 supervisor.wait(timeout=10)
     # A supervisor that was killed leaves this to us. Read again: it may have restarted Triton in between.
     last = ServerStatus.load(folder) or status
-    if is_running(last.server_pid, last.server_pid_created):
+    if is_running(last.server_pid, last.server_pid_ticks):
         end_group(last.server_pid, patience=15.0)
     remove_shared_memory(folder)
     (folder / _STATE).unlink(missing_ok=True)

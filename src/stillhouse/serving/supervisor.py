@@ -20,8 +20,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,9 +32,10 @@ import psutil
 from stillhouse.artifacts import PackageManifest
 from stillhouse.client import predict_texts
 from stillhouse.errors import InputError, ServingError, StillhouseError
+from stillhouse.interrupts import handlers_kept
 from stillhouse.serving.live import LiveRepository, ModelControl, model_processes
 from stillhouse.serving.logs import RotatingLog
-from stillhouse.serving.processes import end_group, remove_shared_memory, shared_memory_prefix
+from stillhouse.serving.processes import end_group, remove_shared_memory, shared_memory_prefix, start_ticks
 from stillhouse.serving.repository import encoder_name
 from stillhouse.serving.server import LOG_MARK, ServerConfig, ServerStatus, probe_text, read_wanted
 from stillhouse.serving.triton import Triton, find_triton
@@ -67,11 +69,13 @@ class Supervisor:
     Args:
         config: the server.
         echo: write the supervisor's log to standard output too.
+        on_ready: called when the server has answered for the first time.
     """
 
-    def __init__(self, config: ServerConfig, *, echo: bool = False) -> None:
+    def __init__(self, config: ServerConfig, *, echo: bool = False, on_ready: Callable[[], None] | None = None) -> None:
         self._config = config
         self._echo = echo
+        self._on_ready = on_ready
         self._triton: Triton = find_triton(config.folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_reader: threading.Thread | None = None
@@ -91,7 +95,7 @@ class Supervisor:
             package=str(config.package),
             ports=config.ports,
             pid=os.getpid(),
-            pid_created=psutil.Process().create_time(),
+            pid_ticks=start_ticks(os.getpid()),
             started=_now(),
             log=str(self._log.path),
         )
@@ -109,26 +113,50 @@ class Supervisor:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ServingError(f"another supervisor runs the server in {self._config.folder}.") from None
-            # Signals are waited for, never handled: a handler could run in the middle of anything. SIGCHLD is among
-            # them, so that Triton's end is seen at once.
+            with self._signals_noted():
+                try:
+                    return self._supervise()
+                except InputError as error:
+                    self._say(f"refused: {error}")
+                    self._save(status="failed", message=str(error), server_pid=0)
+                    raise
+                finally:
+                    self._end()
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        """Wait for signals rather than be interrupted by them. SIGCHLD is one, so that Triton's end is seen at once.
+
+        They are blocked in this thread. Threads that a library has started may take them all the same, and have them
+        noted then.
+        """
+        with handlers_kept():
+            if threading.current_thread() is threading.main_thread():
+                for number in _SIGNALS:
+                    signal.signal(number, lambda number, _: self._note(number))
             masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
-                return self._supervise()
-            except InputError as error:
-                self._say(f"refused: {error}")
-                self._save(status="failed", message=str(error), server_pid=0)
-                raise
+                yield
             finally:
-                self._end()
                 signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+    def _note(self, number: int) -> None:
+        self._stopping = self._stopping or number in _STOP_SIGNALS
+        self._asked = self._asked or number == signal.SIGUSR1
 
     def _supervise(self) -> int:
         self._save(status="starting")
         failures = 0
         while True:
-            self._start()
-            trouble = self._until_ready()
+            try:
+                self._start()
+                trouble = self._until_ready()
+            except OSError as error:  # a full disk, or no memory for another process: it may pass
+                trouble = f"it cannot be started: {error}"
             if not trouble and not self._stopping:
+                if self._on_ready:
+                    self._on_ready()
+                    self._on_ready = None
                 begin = time.monotonic()
                 self._save(status="ready", message=self._status.message)
                 self._say(f"ready: {_name(self._config)} at {self._status.grpc_url}")
@@ -185,7 +213,7 @@ class Supervisor:
             )
         finally:
             os.close(sink)
-        self._save(server_pid=self._process.pid, server_pid_created=psutil.Process(self._process.pid).create_time())
+        self._save(server_pid=self._process.pid, server_pid_ticks=start_ticks(self._process.pid))
         self._say(f"started: {_name(config)}, pid {self._process.pid}")
 
     def _until_ready(self) -> str:
@@ -306,8 +334,7 @@ class Supervisor:
         """Wait, though not on after Triton has ended. Returns whether a stop signal came."""
         found = None if self._stopping else signal.sigtimedwait(_SIGNALS, seconds)
         if found is not None:
-            self._stopping = found.si_signo in _STOP_SIGNALS
-            self._asked = self._asked or found.si_signo == signal.SIGUSR1
+            self._note(found.si_signo)
         return self._stopping
 
     def _end(self) -> None:
@@ -348,7 +375,10 @@ class Supervisor:
 
     def _save(self, **changes: object) -> None:
         self._status = replace(self._status, **changes)  # type: ignore[arg-type]
-        self._status.save(self._config.folder)
+        try:
+            self._status.save(self._config.folder)
+        except OSError as error:  # a full disk is no reason to end what serves
+            self._say(f"server.json cannot be written: {error}")
 
 
 def _now() -> str:

@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from served_model import ServedTexts
+from served_model import LABELS, ServedTexts, label_of
 from typer.testing import CliRunner
 
 from stillhouse.cli.main import app
@@ -151,6 +151,20 @@ def test_round_robin_asks_every_address(serve, predict):
         counts = sorted(len(model.requests) for model in models)
         assert sum(counts) == 10
         assert counts[0] >= least if balance else counts[0] == 0
+
+
+@pytest.mark.parametrize("replicas", [2, 4, 8])
+def test_round_robin_over_replicas_one_of_which_is_at_another_release(serve, predict, replicas):
+    """A canary: what answers is asked for its labels, and the turn is the others' by then."""
+    models = [ServedTexts(release="8" if number == 0 else "7") for number in range(replicas)]
+    models[0].labels["8"] = ("poor", "so-so", "fine")
+    url = "ipv4:" + ",".join(serve(model) for model in models)
+    texts = ["x" * (1 + number % 3) for number in range(40)]
+    answers = predict(url, texts, balance=True, concurrency=1, batch_size=1, retries=0)
+    assert {answer.release for answer in answers} == {"7", "8"}
+    for text, answer in zip(texts, answers, strict=True):
+        labels = models[0].labels["8"] if answer.release == "8" else LABELS
+        assert answer.label == label_of(text.encode(), labels)
 
 
 def test_round_robin_goes_on_without_one_that_ended(serve, predict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
@@ -368,10 +369,11 @@ def test_the_first_failure_calls_off_the_rest(serve, predict):
     assert len(model.requests) < 30  # of 150
 
 
-def test_all_that_is_wrong_with_the_settings_is_told():
+@pytest.mark.parametrize("seconds", [0, math.inf, math.nan, 1e7])
+def test_all_that_is_wrong_with_the_settings_is_told(seconds):
     for kind in (Client, AsyncClient):
         with pytest.raises(InputError) as caught:
-            kind("http://host:8000", "", timeout=0, retries=-1, batch_size=0, concurrency=0, keepalive=0)
+            kind("http://host:8000", "", timeout=seconds, retries=-1, batch_size=0, concurrency=0, keepalive=seconds)
         assert [problem.where for problem in caught.value.problems] == [
             "url",
             "keepalive",

@@ -61,6 +61,11 @@ def test_concurrencies_are_whole_numbers_from_one(bench, levels):
     assert code == 2 and "is no list of concurrencies" in err
 
 
+def test_what_is_no_address_is_told_before_anything_is_tried(bench):
+    code, _, err = bench("--url", "http://x", "--against", "localhost", "--model", "m")
+    assert code == 2 and "--url: 'http://x' is no address" in err and "--against: 'localhost' is no address" in err
+
+
 def test_texts_that_cannot_be_read(bench, tmp_path):
     code, _, err = bench("--url", "x:1", "--model", "m", "--texts", str(tmp_path / "absent.txt"))
     assert code == 2 and "cannot read" in err and "No such file" in err

@@ -130,6 +130,18 @@ def test_old_days_go(tmp_path):
     assert read(tmp_path).num_rows == 2
 
 
+@pytest.mark.parametrize("days", ["-1", "0", "999999999"])
+def test_days_that_cannot_be_kept_are_refused_and_nothing_goes(tmp_path, capsys, days):
+    write(tmp_path, HEADER, row())
+    compact(tmp_path)
+    assert main([str(tmp_path), "--keep-days", days, "--every", "nan"]) == 2
+    told = capsys.readouterr().err
+    assert f"keep_days: {days} will not do" in told and "every: nan s will not do" in told
+    with pytest.raises(InputError, match="keep_days"):
+        compact(tmp_path, keep_days=int(days))
+    assert read(tmp_path).num_rows == 1
+
+
 def test_pandas_reads_the_folder(tmp_path):
     write(tmp_path, HEADER, row())
     compact(tmp_path)

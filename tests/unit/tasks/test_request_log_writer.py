@@ -288,6 +288,38 @@ def test_settings_that_cannot_be_understood_are_all_told(tmp_path):
         assert part in str(caught.value)
 
 
+def test_what_would_log_more_than_was_meant_is_an_error():
+    with pytest.raises(ValueError) as caught:
+        Settings.from_environment(
+            {
+                "STILLHOUSE_REQUEST_LOG": "/logs",
+                "STILLHOUSE_REQUEST_LOG_TEXT": "hash",
+                "STILLHOUSE_REQUEST_LOG_KEY": "",  # a secret that is not there
+                "STILLHOUSE_REQUEST_LOG_REDACTION": "/hook.py:clean",
+            }
+        )
+    assert "STILLHOUSE_REQUEST_LOG_REDACTION is unknown" in str(caught.value)
+    assert "STILLHOUSE_REQUEST_LOG_KEY is empty" in str(caught.value)
+
+
+def test_what_a_hook_says_of_its_failure_is_not_told(tmp_path, capfd):
+    (tmp_path / "hook.py").write_text("def clean(text):\n    return int(text)\n")
+    settings = Settings.from_environment(
+        {
+            "STILLHOUSE_REQUEST_LOG": str(tmp_path / "log"),
+            "STILLHOUSE_REQUEST_LOG_SAMPLE": "1",
+            "STILLHOUSE_REQUEST_LOG_TEXT": "redacted",
+            "STILLHOUSE_REQUEST_LOG_REDACT": f"{tmp_path / 'hook.py'}:clean",
+        }
+    )
+    log = open_log(tmp_path / "log", hook=settings.hook, text="redacted")
+    log.record(["my name is Alice"], ["yes"], ROWS[:1])
+    log.close()
+    assert [row["text"] for row in rows(tmp_path / "log")] == [None]
+    told = capfd.readouterr().err
+    assert f"redaction hook failed: ValueError at {tmp_path / 'hook.py'}:2" in told and "Alice" not in told
+
+
 @pytest.mark.parametrize("reference", ["nowhere.py:clean", "/etc/hostname:clean", "no colon", "{}:missing"])
 def test_a_hook_that_cannot_be_loaded_is_an_error(tmp_path, reference):
     (tmp_path / "hook.py").write_text("")

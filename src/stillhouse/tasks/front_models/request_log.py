@@ -49,6 +49,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ __all__ = ["FORMAT", "VARIABLE", "RequestLog", "Settings", "close_abandoned", "r
 FORMAT = "stillhouse/request-log/v1"
 VARIABLE = "STILLHOUSE_REQUEST_LOG"
 
+_KNOWN = ("", "_SAMPLE", "_TEXT", "_REDACT", "_KEY", "_SEGMENT_BYTES", "_SEGMENT_SECONDS", "_MAX_BYTES")
 _TEXT_MODES = ("drop", "hash", "redacted", "full")
 _QUEUE_BYTES = 16 * 2**20
 _ROW_BYTES = 500  # about what a queued row takes besides its text
@@ -112,7 +114,14 @@ class Settings:
         }
         if not values.get(""):
             return None
-        faults = []
+        # One that is misspelt would log more than was meant, and so would an absent secret.
+        faults = [
+            f"{VARIABLE}{name} is unknown. There are: {', '.join(VARIABLE + known for known in _KNOWN)}."
+            for name in sorted(values)
+            if name not in _KNOWN
+        ]
+        if environment.get(f"{VARIABLE}_KEY") == "":
+            faults.append(f"{VARIABLE}_KEY is empty. Give a key, or leave it out for hashes without one.")
 
         def number(name: str, default: float, lowest: float, highest: float) -> float:
             text = values.get(name, str(default))
@@ -160,6 +169,12 @@ def _load_hook(reference: str) -> Callable[[str], str | None]:
     if not callable(hook):
         raise TypeError(f"{name} is not a function")
     return hook  # type: ignore[no-any-return]
+
+
+def _place(error: Exception) -> str:
+    """File and line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 class RequestLog:
@@ -281,7 +296,8 @@ class RequestLog:
                 if masked is not None:
                     masked.encode()
             except Exception as error:  # the row is kept, and no text is better than one that was not redacted
-                self._warn(f"the request log's redaction hook failed: {type(error).__name__}: {error}")
+                # Not the error's message, which may hold what was to be redacted.
+                self._warn(f"the request log's redaction hook failed: {type(error).__name__} at {_place(error)}")
                 return None
         return masked
 
