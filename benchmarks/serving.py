@@ -53,6 +53,7 @@ from serving_rivals import InProcess, TransformersPipeline, echo, mlserver
 from stillhouse.artifacts import PackageManifest
 from stillhouse.client import Client, ServingError
 from stillhouse.export.onnx import export_onnx, quantise_int8
+from stillhouse.interrupts import terminable
 from stillhouse.loadtest import LoadResult, find_knee, run_load, run_open_load
 from stillhouse.loadtest.load import prepare_requests
 from stillhouse.serving.repository import ServingOptions, set_model_version, write_repository
@@ -484,7 +485,7 @@ def main() -> int:
     given = parser.parse_args()
     with (SHARED / "sst2/test.tsv").open(encoding="utf-8") as file:
         texts = [row["sentence"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
-    with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
+    with terminable(), tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
         bench = Bench(Path(folder), texts, given.quick, given.mlserver)
         build(bench.folder)
         for name in given.parts or PARTS:

@@ -110,17 +110,15 @@ def release_before(releases: list[Release], model: str, present: str) -> str:
     Raises:
         InputError: there is none.
     """
-    stack = standing(releases)
-    # What was tried by hand after it, and is not served any more, is not before it.
-    places = [place for place, entry in enumerate(stack) if entry.version == present]
-    stack = stack[: places[-1]] if places else stack
-    while stack and stack[-1].version == present:
-        stack.pop()
+    stack = [entry.version for entry in standing(releases)]
+    if present in stack:
+        # With what came after it: that was tried by hand, and is not served any more.
+        stack = stack[: stack.index(present)]
     if not stack:
         only = f"only version {present} of {model} was deployed here" if releases else f"{model} was never served here"
         remedy = "Name a version with --to; `stillhouse models` lists them."
         raise InputError(Problem("MODEL", f"{only}, so there is no release to go back to.", remedy))
-    return stack[-1].version
+    return stack[-1]
 
 
 def _present(model: str, live: ServerStatus | None, releases: list[Release], registry: Registry) -> str:
