@@ -122,6 +122,16 @@ def test_failure_after_the_switch_brings_the_previous_release_back(registry, con
     assert back.request  # or the switch was never made
 
 
+@pytest.fixture
+def told_to_end():
+    """What else SIGTERM and SIGHUP do in this process: raise KeyboardInterrupt; under nohup, nothing at all."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("told_to_end")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_told_to_end_while_it_tries_a_release_it_leaves_nothing_of_it(registry, config, number):
     deploy_local(config, registry=registry, smoke_rows=TEXTS)
@@ -141,6 +151,7 @@ def test_told_to_end_while_it_tries_a_release_it_leaves_nothing_of_it(registry, 
     assert (champion(registry), served_version(config)) == ("1", "1")
 
 
+@pytest.mark.usefixtures("told_to_end")
 def test_told_to_end_after_the_switch_it_brings_the_previous_release_back(registry, config):
     deploy_local(config, registry=registry, smoke_rows=TEXTS)
     seen = []
