@@ -122,6 +122,17 @@ def test_failure_after_the_switch_brings_the_previous_release_back(registry, con
     assert back.request  # or the switch was never made
 
 
+def after_the_switch(config, seen, act):
+    """An `allowed` that acts when it is asked for the second time, and keeps which version was served each time."""
+
+    def allowed():
+        seen.append(served_version(config))
+        if len(seen) == 2:
+            act()
+
+    return allowed
+
+
 @pytest.fixture
 def told_to_end():
     """What else SIGTERM and SIGHUP do in this process: raise KeyboardInterrupt; under nohup, nothing at all."""
@@ -156,12 +167,11 @@ def test_told_to_end_after_the_switch_it_brings_the_previous_release_back(regist
     deploy_local(config, registry=registry, smoke_rows=TEXTS)
     seen = []
 
-    def allowed():
-        seen.append(served_version(config))
-        if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+    def tell():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
 
+    allowed = after_the_switch(config, seen, tell)
     with pytest.raises(SystemExit) as end:
         deploy_local(dataclasses.replace(config, version="2"), registry=registry, smoke_rows=TEXTS, allowed=allowed)
     assert end.value.code == 143
@@ -190,16 +200,15 @@ def test_what_a_killed_deployment_left_is_stopped_with_the_server(registry, conf
 
 def test_lock_lost_after_the_switch_brings_the_previous_release_back(registry, config):
     deploy_local(config, registry=registry, smoke_rows=TEXTS)
-    calls = []
+    seen = []
 
-    def allowed():
-        calls.append(served_version(config))
-        if len(calls) == 2:
-            raise RegistryError("the lock was lost")
+    def lose():
+        raise RegistryError("the lock was lost")
 
+    allowed = after_the_switch(config, seen, lose)
     with pytest.raises(RegistryError, match="lock was lost"):
         deploy_local(dataclasses.replace(config, version="2"), registry=registry, smoke_rows=TEXTS, allowed=allowed)
-    assert calls == ["1", "2"]  # asked before the switch and after it
+    assert seen == ["1", "2"]  # asked before the switch and after it
     assert (champion(registry), served_version(config)) == ("1", "1")
 
 

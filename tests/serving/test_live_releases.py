@@ -204,15 +204,18 @@ def troubles(config):
     return [line for line in supervisor_log(config).splitlines() if " trouble: " in line]
 
 
+def before_the_encoder(package, statement):
+    """Have the front model do something before each call of the encoder."""
+    path = package / "triton/reviews/1/model.py"
+    source, call = path.read_text(), "        response = pb_utils.Infer"
+    changed = source.replace(call, f"        {statement}\n{call}", 1)
+    assert changed != source
+    path.write_text(changed)
+
+
 def slow_front(package, seconds=0.2):
     """So much longer in each call of the encoder."""
-    path = package / "triton/reviews/1/model.py"
-    source = path.read_text()
-    slow = source.replace(
-        "response = pb_utils.Infer", f"import time; time.sleep({seconds}); response = pb_utils.Infer", 1
-    )
-    assert slow != source
-    path.write_text(slow)
+    before_the_encoder(package, f"time.sleep({seconds})")
 
 
 def test_stopped_under_load_it_answers_what_it_accepted(own_server, tmp_path):
@@ -289,19 +292,8 @@ def test_overload_is_no_reason_to_restart(own_server, tmp_path):
 def test_an_encoder_that_hangs_under_load_is_a_reason(own_server, tmp_path):
     """Though others are refused at once, which Triton counts as success."""
     stuck = tmp_path / "stuck"
-
-    def hanging_front(package):
-        path = package / "triton/reviews/1/model.py"
-        source = path.read_text()
-        hanging = source.replace(
-            "response = pb_utils.Infer",
-            f"while os.path.exists({str(stuck)!r}): time.sleep(0.1)\n        response = pb_utils.Infer",
-            1,
-        )
-        assert hanging != source
-        path.write_text(hanging)
-
-    package = fetched(tmp_path / "package", "1", change=hanging_front, batch_rows=1, max_queue_size=1)
+    hang = partial(before_the_encoder, statement=f"while os.path.exists({str(stuck)!r}): time.sleep(0.1)")
+    package = fetched(tmp_path / "package", "1", change=hang, batch_rows=1, max_queue_size=1)
     started = start_server(config_of(own_server, package, "1", probe_interval=0.2, probe_timeout=3.0))
     with constant_load(started.grpc_url, "reviews", TEXTS, threads=12) as load:
         time.sleep(1)

@@ -12,10 +12,10 @@ import grpc  # type: ignore[import-untyped]
 
 from stillhouse.errors import InputError, Problem
 
-__all__ = ["Connection", "Tls"]
+__all__ = ["Connection", "Tls", "seconds_problems"]
 
 _LARGEST_MESSAGE = 2**31 - 1  # bytes; gRPC's own default for answers is 4 MB
-_LONGEST_KEEPALIVE = 86_400.0  # seconds
+_LONGEST = 86_400.0  # seconds
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "xds:")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 
@@ -84,10 +84,7 @@ class Connection:
         if not self.url.startswith(_SCHEMES) and not (address and 0 < int(address[2]) < 65536):
             remedy = "Give host:port of the gRPC endpoint, such as localhost:8001."
             found.append(Problem("url", f"{self.url!r} is no address.", remedy))
-        if not 0 < self.keepalive <= _LONGEST_KEEPALIVE:
-            remedy = f"Give more than 0 and at most {_LONGEST_KEEPALIVE:g}."
-            found.append(Problem("keepalive", f"{self.keepalive:g} s will not do.", remedy))
-        return found + (self.tls.problems() if self.tls else [])
+        return found + seconds_problems("keepalive", self.keepalive) + (self.tls.problems() if self.tls else [])
 
     def target(self) -> str:
         """The address in gRPC's form."""
@@ -128,3 +125,10 @@ class Connection:
         if self.tls is None:
             return library.insecure_channel(self.target(), options=self.options())
         return library.secure_channel(self.target(), self.tls.credentials(), options=self.options())
+
+
+def seconds_problems(name: str, seconds: float) -> list[Problem]:
+    """What is wrong with a time that gRPC is to keep, of at most a day; empty if nothing is."""
+    if 0 < seconds <= _LONGEST:
+        return []
+    return [Problem(name, f"{seconds:g} s will not do.", f"Give more than 0 and at most {_LONGEST:g}.")]

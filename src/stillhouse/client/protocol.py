@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from stillhouse.client.connection import Connection
+from stillhouse.client.connection import Connection, seconds_problems
 from stillhouse.client.failures import explain
 from stillhouse.client.results import ServedModel, plain_rows, read_results
 from stillhouse.client.retries import Attempts, RetryBudget
@@ -32,7 +32,6 @@ _SHOWN = 20  # problems of one list that are told
 _LOOKUPS = (16, 32, 64)
 """How often a release that answered is looked up, until its successor is asked instead. Replicas behind one address may
 be at different releases for a while, as during a canary, and take turns: one of n is met within n lookups."""
-_LONGEST = 86_400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,7 @@ class Protocol:
         problems = connection.problems()
         if not model:
             problems.append(Problem("model", "is empty.", "Give the name by which the model is served."))
-        if not 0 < timeout <= _LONGEST:
-            remedy = f"Give more than 0 and at most {_LONGEST:g}."
-            problems.append(Problem("timeout", f"{timeout:g} s will not do.", remedy))
+        problems += seconds_problems("timeout", timeout)
         counts = {"retries": (retries, 0), "batch_size": (batch_size, 1), "concurrency": (concurrency, 1)}
         problems += [
             Problem(name, f"{value} will not do.", f"Give {lowest} or more.")

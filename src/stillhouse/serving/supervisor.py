@@ -154,9 +154,8 @@ class Supervisor:
             except OSError as error:  # a full disk, or no memory for another process: it may pass
                 trouble = f"it cannot be started: {error}"
             if not trouble and not self._stopping:
-                if self._on_ready:
+                if self._on_ready and not self._status.restarts:
                     self._on_ready()
-                    self._on_ready = None
                 begin = time.monotonic()
                 self._save(status="ready", message=self._status.message)
                 self._say(f"ready: {_name(self._config)} at {self._status.grpc_url}")

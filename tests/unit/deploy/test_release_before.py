@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,9 +30,6 @@ class Registry:
         return self.champion
 
     def deploy_lock(self, name, *, holder, wait_s, step):
-        from contextlib import nullcontext
-        from types import SimpleNamespace
-
         return nullcontext(SimpleNamespace(check=lambda: None))
 
 
